@@ -1,0 +1,124 @@
+"""The typed configuration. Megatron's own names are used where Megatron has one."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and silently converted types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    path: str = Field(description="Hugging Face model directory: config.json, weights, tokenizer")
+    params_dtype: Literal["float32", "bfloat16"] = "float32"
+    tensor_model_parallel_size: int = Field(1, ge=1)
+    pipeline_model_parallel_size: int = Field(1, ge=1)
+    virtual_pipeline_model_parallel_size: int | None = Field(None, ge=2)
+    sequence_parallel: bool = False
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    fp32_residual_connection: bool = False
+    logprob_chunk_tokens: int = Field(
+        1024, ge=1, description="tokens whose fp32 logits are held at once"
+    )
+
+
+class PerturbationConfig(Section):
+    sigma0: float = Field(0.01, ge=0, description="initial noise scale; 0 switches the noise off")
+    sigma_mode: Literal["absolute", "relative"] = "absolute"
+    learnable: bool = True
+    perturb_lr: float = Field(1e-2, ge=0)
+    layer_start: int = Field(0, ge=0, description="first perturbed layer")
+    layer_end: int | None = Field(None, ge=1, description="one past the last perturbed layer")
+
+
+class ObjectiveConfig(Section):
+    method: Literal["alp", "bypass", "grpo"] = "alp"
+    level: Literal["token", "sequence"] = "token"
+    length_normalized: bool = False
+    eps_low: float = Field(0.5, gt=0, le=1)
+    eps_high: float = Field(3.0, gt=0)
+    dual_clip: float | None = Field(3.0, gt=1)
+    loss_normalization: Literal["token", "sequence"] = "token"
+
+
+class RolloutConfig(Section):
+    engine: Literal["vllm"] = "vllm"
+    prompts_per_step: int = Field(32, ge=1)
+    samples_per_prompt: int = Field(8, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(64, ge=1)
+    max_model_len: int = Field(256, ge=2)
+    stop_token_ids: list[int] = Field(
+        default_factory=list, description="besides the model's own end-of-sequence token"
+    )
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int | None = Field(None, description="of the sampler; the run's seed if not given")
+    cpu_kv_cache_mib: int = Field(256, ge=1)
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
+    cpu_threads: int = Field(2, ge=1)
+    verify_first_sync: bool = True
+    gate_max_abs_diff: float = Field(
+        0.5, gt=0, description="largest |log p| difference allowed at the first sync"
+    )
+
+
+class TrainerConfig(Section):
+    steps: int = Field(40, ge=1)
+    global_batch_size: int = Field(64, ge=1, description="samples per optimizer update")
+    micro_batch_size: int = Field(16, ge=1, description="samples per forward of one replica")
+    packing: bool = True
+    lr: float = Field(1e-5, ge=0)
+    lr_warmup_steps: int = Field(0, ge=0, description="in optimizer updates")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0 switches it off")
+    use_distributed_optimizer: bool = True
+    save_interval: int = Field(10, ge=1, description="in steps; the last step is always saved")
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EvaluationConfig(Section):
+    interval: int = Field(10, ge=1, description="in steps; base and last are always evaluated")
+    prompts: int = Field(128, ge=1)
+    samples_per_prompt: int = Field(4, ge=1)
+    temperature: float = Field(1.0, ge=0)
+
+
+class TaskConfig(Section):
+    name: Literal["arithmetic", "file"] = "arithmetic"
+    train: str | None = Field(None, description="JSONL or parquet file, for task.name=file")
+    eval: str | None = Field(None, description="JSONL or parquet file, for task.name=file")
+    reward: Literal["exact", "math_verify"] = "exact"
+
+
+class RuntimeConfig(Section):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    world_size: int | None = Field(None, ge=1, description="processes; TP x PP if not given")
+    threads_per_rank: int = Field(1, ge=1, description="CPU threads of one training process")
+    distributed_timeout_minutes: int = Field(10, ge=1)
+
+
+class LoggingConfig(Section):
+    tensorboard: bool = True
+    wandb: bool = True
+    wandb_project: str = "alp-megatron"
+    save_rollouts: int = Field(16, ge=0, description="samples of each step kept in rollouts/")
+
+
+class Config(Section):
+    run_dir: str = "runs/default"
+    seed: int = Field(1234, ge=0, lt=2**63)
+    model: ModelConfig
+    perturbation: PerturbationConfig = PerturbationConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    task: TaskConfig = TaskConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    logging: LoggingConfig = LoggingConfig()
