@@ -1,0 +1,104 @@
+"""A micro-batch: several sequences in one row of tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD_SAMPLE_ID = -1
+
+
+@dataclass
+class Sequence:
+    """Token ids of one sample, and which of them are to be predicted.
+
+    Attributes:
+        sample_id: addresses the sample's noise.
+        token_ids: prompt and response, length n.
+        first_predicted: index of the first token whose log-probability is wanted (>= 1).
+    """
+
+    sample_id: int
+    token_ids: list[int]
+    first_predicted: int
+
+
+@dataclass
+class MicroBatch:
+    """Sequences laid one after another; every tensor is int64.
+
+    Attributes:
+        tokens, positions, sample_ids: [T]. `sample_ids` is -1 on padding.
+        segment_lengths: lengths of the rows' segments, padding included; they sum to T.
+        predict_rows: [n] rows of T whose next token is scored, sample after sample.
+        targets: [n] the tokens they predict.
+        sequence_index: [n] which sequence of the micro-batch each belongs to.
+        num_sequences: how many sequences there are.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    sample_ids: Tensor
+    segment_lengths: list[int]
+    predict_rows: Tensor
+    targets: Tensor
+    sequence_index: Tensor
+    num_sequences: int
+
+    @property
+    def padding_share(self) -> float:
+        return (self.sample_ids == PAD_SAMPLE_ID).float().mean().item()
+
+
+def row_length(sequences: list[Sequence], packing: bool) -> int:
+    """Tokens of a row that holds these sequences, before it is padded at its end."""
+    lengths = [len(s.token_ids) for s in sequences]
+    return sum(lengths) if packing else len(lengths) * max(lengths)
+
+
+def pack(
+    sequences: list[Sequence], *, packing: bool, total_length: int, device: torch.device
+) -> MicroBatch:
+    """Lay sequences in one row of `total_length` tokens.
+
+    With `packing` they lie back to back; otherwise each is padded to the longest of them.
+    """
+    longest = max(len(s.token_ids) for s in sequences)
+    tokens, positions, sample_ids, lengths = [], [], [], []
+    rows, targets, sequence_index = [], [], []
+
+    def pad_by(n: int) -> None:
+        tokens.extend([0] * n)
+        sample_ids.extend([PAD_SAMPLE_ID] * n)
+
+    for index, sequence in enumerate(sequences):
+        start, n = len(tokens), len(sequence.token_ids)
+        length = n if packing else longest
+        tokens += sequence.token_ids
+        sample_ids += [sequence.sample_id] * n
+        pad_by(length - n)
+        positions += range(length)
+        lengths.append(length)
+        rows += range(start + sequence.first_predicted - 1, start + n - 1)
+        targets += sequence.token_ids[sequence.first_predicted :]
+        sequence_index += [index] * (n - sequence.first_predicted)
+    tail = total_length - len(tokens)
+    assert tail >= 0
+    if tail:
+        pad_by(tail)
+        positions += range(tail)
+        lengths.append(tail)
+
+    def tensor(values):
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return MicroBatch(
+        tensor(tokens),
+        tensor(positions),
+        tensor(sample_ids),
+        lengths,
+        tensor(rows),
+        tensor(targets),
+        tensor(sequence_index),
+        len(sequences),
+    )

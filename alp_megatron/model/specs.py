@@ -1,0 +1,35 @@
+"""Layer specs with the perturbed layer: Transformer Engine on CUDA, plain torch elsewhere."""
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from alp_megatron.model.attention import PackedAttention
+from alp_megatron.model.norm import RMSNorm
+from alp_megatron.perturbation.layer import PerturbedTransformerLayer
+
+
+def block_spec(layers_of_this_stage: int) -> TransformerBlockSubmodules:
+    """The decoder block of one pipeline stage."""
+    if torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer, final_norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+    else:
+        layer, final_norm = _local_layer_spec(), RMSNorm
+    layer.module = PerturbedTransformerLayer
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * layers_of_this_stage, layer_norm=final_norm
+    )
+
+
+def _local_layer_spec() -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    return layer

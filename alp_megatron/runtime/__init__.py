@@ -1,0 +1,1 @@
+"""Device, process groups, and what lets Megatron-Core run on a CPU."""

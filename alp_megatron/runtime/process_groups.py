@@ -1,0 +1,58 @@
+"""Joins the process to the run: torch.distributed and Megatron's parallel groups."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from alp_megatron.config.schema import Config
+from alp_megatron.runtime import device as devices
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process's place. The launcher (torchrun, or srun with torchrun) set the environment."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def join(config: Config) -> Rank:
+    """Initialise torch.distributed and Megatron's groups for the layout in `config.model`."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    kind = devices.device_type(config.runtime.device)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = devices.current_device(local_rank)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(config.runtime.threads_per_rank)
+    timeout = timedelta(minutes=config.runtime.distributed_timeout_minutes)
+    dist.init_process_group(devices.backend(kind), timeout=timeout)
+    model = config.model
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
+        create_gloo_process_groups=kind == "cuda",
+        distributed_timeout_minutes=config.runtime.distributed_timeout_minutes,
+    )
+    # Dropout is 0 and weights are loaded: Megatron's tracker only has to exist.
+    tensor_parallel.model_parallel_cuda_manual_seed(config.seed % 2**31)
+    return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def leave() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

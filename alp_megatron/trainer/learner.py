@@ -1,0 +1,140 @@
+"""The training engine: Megatron's forward-backward schedules over micro-batches of samples."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from alp_megatron.config.schema import Config
+from alp_megatron.model.build import build_model
+from alp_megatron.model.hf_config import read_hf_config
+from alp_megatron.model.microbatch import MicroBatch, Sequence, pack, row_length
+from alp_megatron.trainer.optimizer import build_optimizer, step_if_finite, wrap
+from alp_megatron.weights.load import Checkpoint, load_hf
+
+# (log-probabilities [n], entropies [n], micro-batch) -> (loss, what to keep of it)
+LossFunction = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, dict]]
+
+
+@dataclass
+class StepResult:
+    """What one optimizer update did. `kept` is what the loss function kept, on the last stage."""
+
+    kept: list[dict]
+    grad_norm: float
+    skipped: bool
+
+
+class Learner:
+    """This rank's part of the policy and, for training, its optimizer.
+
+    Args:
+        micro_batch_size: samples per forward of one replica.
+    """
+
+    def __init__(self, config: Config, device: torch.device, *, training: bool = True):
+        self.config = config
+        self.device = device
+        self.hf = read_hf_config(config.model.path)
+        self.chunks = build_model(config)
+        for chunk in self.chunks:
+            chunk.to(device)
+        load_hf(self.chunks, self.hf["model_type"], Checkpoint(config.model.path))
+        self.policy_config = self.chunks[0].config
+        self.policy_config.finalize_model_grads_func = _sum_gradients
+        self.model = self.chunks
+        self.optimizer = None
+        if training:
+            self.model = wrap(self.chunks, config)
+            self.optimizer, self.scheduler = build_optimizer(config, self.model)
+        self._forward_backward = get_forward_backward_func()
+
+    def pack(self, samples: list[Sequence], num_microbatches: int) -> list[MicroBatch]:
+        """Deal samples over micro-batches so that each has about the same number of tokens.
+
+        Under sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
+        """
+        by_length = sorted(samples, key=lambda s: -len(s.token_ids))
+        dealt = [by_length[i::num_microbatches] for i in range(num_microbatches)]
+        packing, model = self.config.trainer.packing, self.config.model
+        multiple = model.tensor_model_parallel_size if model.sequence_parallel else 1
+        totals = [-(-row_length(d, packing) // multiple) * multiple for d in dealt]
+        if model.pipeline_model_parallel_size > 1:
+            totals = [max(totals)] * num_microbatches
+        return [
+            pack(d, packing=packing, total_length=total, device=self.device)
+            for d, total in zip(dealt, totals, strict=True)
+        ]
+
+    def forward(self, batches: list, temperature: float, keep: Callable) -> list:
+        """Run micro-batches without gradients; `keep(logprobs, entropies, batch)` of each.
+
+        Returns the kept values on the last pipeline stage, an empty list elsewhere.
+        """
+
+        def loss(output, batch):
+            return output[0].sum(), torch.zeros((), dtype=torch.int), keep(*output, batch)
+
+        with torch.no_grad():
+            return self._run(batches, temperature, loss, forward_only=True)
+
+    def update(self, batches: list, temperature: float, loss_function: LossFunction) -> StepResult:
+        """One optimizer update from micro-batches whose losses are summed over all ranks.
+
+        A gradient that is not finite leaves parameters and optimizer state as they were.
+        """
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def loss(output, batch):
+            value, kept = loss_function(*output, batch)
+            return value, torch.ones((), dtype=torch.int), kept
+
+        kept = self._run(batches, temperature, loss, forward_only=False)
+        grad_norm = step_if_finite(self.optimizer)
+        skipped = not math.isfinite(grad_norm)
+        if not skipped:
+            self.scheduler.step(1)
+        return StepResult(kept, grad_norm, skipped)
+
+    def _run(self, batches, temperature, loss, *, forward_only) -> list:
+        def forward_step(iterator, model):
+            batch = next(iterator)
+            return model(batch, temperature), partial(loss, batch=batch)
+
+        return self._forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.model],
+            model=self.model,
+            num_microbatches=len(batches),
+            seq_length=len(batches[0].tokens),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def sigmas(self) -> list[float]:
+        """sigma_l of every layer of the whole model, in order. A collective call."""
+        sigma0 = self.config.perturbation.sigma0
+        mine = {
+            layer.layer_number - 1: sigma0 * math.exp(layer.log_sigma_scale.item())
+            for chunk in self.chunks
+            for layer in chunk.decoder.layers
+        }
+        group = parallel_state.get_pipeline_model_parallel_group()
+        stages: list = [None] * dist.get_world_size(group)
+        dist.all_gather_object(stages, mine, group=group)
+        everywhere = {number: s for stage in stages for number, s in stage.items()}
+        return [everywhere[number] for number in sorted(everywhere)]
+
+
+def _sum_gradients(model, num_tokens=None, **kwargs):
+    """Megatron would divide by the token count; our losses are already normalised globally."""
+    finalize_model_grads(model, None, **kwargs)

@@ -1,0 +1,1 @@
+"""One weight path: load, export, transport and verification."""
