@@ -1,0 +1,1 @@
+"""What a run tells about itself: metrics, their record, the console, figures, the report."""
