@@ -1,0 +1,78 @@
+"""Checks that a Hugging Face model directory is whole, from headers and lengths alone."""
+
+import json
+from pathlib import Path
+
+from alp_megatron.config.model_shape import ModelShape, read_json_object
+from alp_megatron.errors import UserError
+
+_COPY_AGAIN = "copy the model again"
+
+
+def check_weights(model_dir: Path) -> None:
+    """Every safetensors file is there, has its full length and holds what the index says.
+
+    Raises:
+        UserError: naming the file.
+    """
+    index = model_dir / "model.safetensors.index.json"
+    single = model_dir / "model.safetensors"
+    if not index.exists():
+        if not single.exists():
+            raise UserError(f"{single} is missing: model.path needs weights in safetensors.")
+        _tensor_names(single)
+        return
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: has no weight_map; {_COPY_AGAIN}.")
+    held = {shard: _tensor_names(model_dir / shard) for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in held[shard]:
+            raise UserError(f"{model_dir / shard}: lacks {name}, which {index.name} names there.")
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """Tensor names in a safetensors file: 8 bytes of header length, a JSON header, the data."""
+    try:
+        with path.open("rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if size < 8 + header_length:
+                raise UserError(f"{path} is cut short at {size} bytes; {_COPY_AGAIN}.")
+            header = json.loads(file.read(header_length))
+        header.pop("__metadata__", None)
+        end = max(entry["data_offsets"][1] for entry in header.values())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {_COPY_AGAIN}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except UserError:
+        raise
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} has no safetensors header; {_COPY_AGAIN}.") from error
+    if size != 8 + header_length + end:
+        raise UserError(
+            f"{path} has {size} bytes where its header says {8 + header_length + end}; "
+            f"{_COPY_AGAIN}."
+        )
+    return set(header)
+
+
+def check_tokenizer(model_dir: Path, shape: ModelShape) -> None:
+    """tokenizer.json can be read, and no id of it lies outside the embedding table."""
+    from tokenizers import Tokenizer
+
+    path = model_dir / "tokenizer.json"
+    read_json_object(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust reader raises bare Exception, whatever is wrong
+        raise UserError(f"{path}: not a tokenizer: {error}; {_COPY_AGAIN}.") from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest < 0:
+        raise UserError(f"{path}: holds no tokens; {_COPY_AGAIN}.")
+    if largest >= shape.vocab_size:
+        raise UserError(
+            f"{path}: has the token id {largest}, but config.json's vocab_size is "
+            f"{shape.vocab_size}: the tokenizer belongs to another model."
+        )

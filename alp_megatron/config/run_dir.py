@@ -1,0 +1,81 @@
+"""Takes possession of the run directory, or says in one sentence why it cannot."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from alp_megatron.config.environment import environment
+from alp_megatron.config.load import resolved_yaml
+from alp_megatron.config.model_shape import read_model_shape
+from alp_megatron.config.schema import Config
+from alp_megatron.diagnostics.files import write_atomic
+from alp_megatron.errors import UserError
+
+# fp32 weight, two Adam moments and the fp32 main copy.
+_CHECKPOINT_BYTES_PER_PARAMETER = 16
+
+
+def prepare_run_dir(config: Config, resume: bool) -> Path:
+    """Makes the run directory and writes config.yaml and environment.json into it.
+
+    Nothing is made or changed before every check has passed.
+
+    Raises:
+        UserError: the directory is occupied, cannot be resumed or written, or lacks space.
+    """
+    run_dir = Path(config.run_dir)
+    _check_occupation(run_dir, resume)
+    _check_space(run_dir, config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run_dir={run_dir} cannot be made: {error.strerror}; choose another run_dir."
+        ) from error
+    record = json.dumps(environment(config), indent=2) + "\n"
+    write_atomic(run_dir / "environment.json", record.encode())
+    write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
+    return run_dir
+
+
+def _check_occupation(run_dir: Path, resume: bool) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir={run_dir} is a file: choose another run_dir.")
+    occupied = run_dir.is_dir() and any(run_dir.iterdir())
+    if occupied and not resume:
+        raise UserError(
+            f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "
+            "another run_dir."
+        )
+    if resume and not _checkpoints(run_dir):
+        raise UserError(
+            f"run_dir={run_dir} holds no checkpoint to resume from: start without --resume in "
+            "an empty run_dir."
+        )
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """Finished checkpoints; those being written have a leading dot or end in .tmp."""
+    return [
+        path
+        for path in (run_dir / "checkpoints").glob("[!.]*")
+        if path.is_dir() and path.suffix != ".tmp"
+    ]
+
+
+def _check_space(run_dir: Path, config: Config) -> None:
+    parent = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"run_dir={run_dir}: {parent} cannot be written; choose another run_dir.")
+    parameters = read_model_shape(config.model.path).num_parameters
+    # One more than are kept: the oldest is removed only when the newest is whole.
+    checkpoints = config.trainer.keep_checkpoints + 1
+    needed = parameters * _CHECKPOINT_BYTES_PER_PARAMETER * checkpoints
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise UserError(
+            f"run_dir={run_dir} has {free / 1e9:.2f} GB free where {checkpoints} checkpoints "
+            f"need {needed / 1e9:.2f} GB: free some space, choose another run_dir or lower "
+            "trainer.keep_checkpoints."
+        )

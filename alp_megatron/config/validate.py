@@ -1,0 +1,171 @@
+"""Refuses what cannot run, before any process starts."""
+
+from pathlib import Path
+
+from alp_megatron.config.layout import (
+    data_parallel_size,
+    model_parallel_size,
+    num_microbatches,
+    world_size,
+)
+from alp_megatron.config.model_files import check_tokenizer, check_weights
+from alp_megatron.config.model_shape import ModelShape, read_model_shape
+from alp_megatron.config.schema import Config
+from alp_megatron.errors import UserError
+
+
+def validate(config: Config, *, for_training: bool = True) -> ModelShape:
+    """Checks the model directory, the layout, the lengths and, for training, the batches.
+
+    Returns:
+        The model's sizes.
+
+    Raises:
+        UserError: one sentence naming the key and the mend.
+    """
+    shape = read_model_shape(config.model.path)
+    check_weights(Path(config.model.path))
+    check_tokenizer(Path(config.model.path), shape)
+    _check_tensor_parallel(config, shape)
+    _check_pipeline_parallel(config, shape)
+    _check_world_size(config)
+    _check_lengths(config, shape)
+    _check_perturbed_layers(config, shape)
+    if for_training:
+        _check_batches(config)
+        _check_task(config)
+    return shape
+
+
+def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:
+    tp = config.model.tensor_model_parallel_size
+    parts = {
+        "attention heads": shape.num_attention_heads,
+        "key-value heads": shape.num_key_value_heads,
+        "MLP channels": shape.intermediate_size,
+    }
+    fitting = [n for n in range(1, shape.num_attention_heads + 1) if _divides(n, parts.values())]
+    for what, count in parts.items():
+        if count % tp:
+            raise UserError(
+                f"model.tensor_model_parallel_size={tp} does not divide the model's {count} "
+                f"{what}: use {_either(fitting)}."
+            )
+    if config.model.sequence_parallel and tp == 1:
+        raise UserError(
+            "model.sequence_parallel=true needs model.tensor_model_parallel_size of 2 or more: "
+            "set it to false."
+        )
+
+
+def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
+    pp = config.model.pipeline_model_parallel_size
+    vpp = config.model.virtual_pipeline_model_parallel_size
+    layers = shape.num_hidden_layers
+    if layers % pp:
+        fitting = [n for n in range(1, layers + 1) if layers % n == 0]
+        raise UserError(
+            f"model.pipeline_model_parallel_size={pp} does not divide the model's {layers} "
+            f"layers: use {_either(fitting)}."
+        )
+    if vpp is None:
+        return
+    if pp == 1:
+        raise UserError(
+            f"model.virtual_pipeline_model_parallel_size={vpp} needs "
+            "model.pipeline_model_parallel_size of 2 or more: set it to null."
+        )
+    if layers // pp % vpp:
+        fitting = [n for n in range(2, layers // pp + 1) if layers // pp % n == 0]
+        raise UserError(
+            f"model.virtual_pipeline_model_parallel_size={vpp} does not divide the "
+            f"{layers // pp} layers of a pipeline stage: use {_either([*fitting, 'null'])}."
+        )
+
+
+def _check_world_size(config: Config) -> None:
+    replica, world = model_parallel_size(config), world_size(config)
+    if world % replica:
+        raise UserError(
+            f"runtime.world_size={world} is not a multiple of the {replica} processes that one "
+            f"replica needs (TP x PP): use {replica} or {replica * (world // replica + 1)}."
+        )
+
+
+def _check_lengths(config: Config, shape: ModelShape) -> None:
+    rollout = config.rollout
+    if rollout.max_model_len > shape.max_position_embeddings:
+        raise UserError(
+            f"rollout.max_model_len={rollout.max_model_len} is more than the model's "
+            f"{shape.max_position_embeddings} positions: use at most that."
+        )
+    if rollout.max_new_tokens >= rollout.max_model_len:
+        raise UserError(
+            f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
+            f"rollout.max_model_len={rollout.max_model_len}: lower the one or raise the other."
+        )
+    for token in rollout.stop_token_ids:
+        if not 0 <= token < shape.vocab_size:
+            raise UserError(
+                f"rollout.stop_token_ids holds {token}, which is outside the vocabulary: use "
+                f"ids from 0 to {shape.vocab_size - 1}."
+            )
+
+
+def _check_perturbed_layers(config: Config, shape: ModelShape) -> None:
+    start, end = config.perturbation.layer_start, config.perturbation.layer_end
+    layers = shape.num_hidden_layers
+    if end is not None and end > layers:
+        raise UserError(
+            f"perturbation.layer_end={end} is beyond the model's {layers} layers: use at most "
+            f"{layers}, or null for all."
+        )
+    if start >= (end or layers):
+        raise UserError(
+            f"perturbation.layer_start={start} leaves no layer before {end or layers}: use a "
+            "smaller one, or perturbation.sigma0=0 for no noise."
+        )
+
+
+def _check_batches(config: Config) -> None:
+    trainer, rollout = config.trainer, config.rollout
+    samples = rollout.prompts_per_step * rollout.samples_per_prompt
+    batch = trainer.global_batch_size
+    if samples % batch:
+        raise UserError(
+            f"trainer.global_batch_size={batch} does not divide the {samples} samples of a step "
+            "(rollout.prompts_per_step x rollout.samples_per_prompt): change one of the three."
+        )
+    dp = data_parallel_size(config)
+    if batch % (dp * trainer.micro_batch_size):
+        raise UserError(
+            f"trainer.global_batch_size={batch} is not a multiple of {dp} data-parallel replicas "
+            f"x trainer.micro_batch_size={trainer.micro_batch_size}: change one of the two."
+        )
+    pp, micro_batches = config.model.pipeline_model_parallel_size, num_microbatches(config)
+    if config.model.virtual_pipeline_model_parallel_size and micro_batches % pp:
+        raise UserError(
+            f"trainer.micro_batch_size={trainer.micro_batch_size} makes {micro_batches} "
+            f"micro-batches, but virtual pipeline stages need a multiple of {pp}: use a smaller "
+            "micro-batch or a larger trainer.global_batch_size."
+        )
+
+
+def _check_task(config: Config) -> None:
+    if config.task.name != "file":
+        return
+    for key, path in (("task.train", config.task.train), ("task.eval", config.task.eval)):
+        if path is None:
+            raise UserError(f"task.name=file needs {key}: give a JSONL or parquet file.")
+        if not Path(path).is_file():
+            raise UserError(f"{key}={path} is not a file: check the path.")
+
+
+def _divides(n: int, counts) -> bool:
+    return all(count % n == 0 for count in counts)
+
+
+def _either(options: list) -> str:
+    """'1', '1 or 2', '1, 2 or 4'."""
+    *rest, last = map(str, options)
+    return f"{', '.join(rest)} or {last}" if rest else last
