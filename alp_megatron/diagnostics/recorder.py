@@ -79,7 +79,6 @@ def _open_wandb(run_dir: Path, project: str):
     # The id is the run's, so that a resumed run continues its curves.
     id_file = run_dir / "wandb" / "run_id"
     if not id_file.exists():
-        id_file.parent.mkdir(exist_ok=True)
         write_atomic(id_file, secrets.token_hex(4).encode())
     settings = wandb.Settings(
         silent=True,
@@ -99,6 +98,7 @@ def _open_wandb(run_dir: Path, project: str):
             settings=settings,
         )
     except wandb.Error as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"wandb could not start ({' '.join(str(error).split())}); set logging.wandb=false or WANDB_MODE=offline."
+            f"wandb could not start ({reason}); set logging.wandb=false or WANDB_MODE=offline."
         ) from error

@@ -58,11 +58,9 @@ def write_report(run_dir: Path) -> Path:
     environment = _read_environment(run_dir / "environment.json")
     config = run_dir / "config.yaml"
 
-    figures = run_dir / "figures"
-    figures.mkdir(exist_ok=True)
     pictures = {name: render(plot, records) for name, plot in PLOTS.items()}
     for name, png in pictures.items():
-        write_atomic(figures / f"{name}.png", png)
+        write_atomic(run_dir / "figures" / f"{name}.png", png)
 
     body = [
         _table(_summary(records)),
