@@ -1,0 +1,28 @@
+"""Adaptive Layerwise Perturbation: noise, its scale, and the layer that applies it."""
+
+from alp_megatron.perturbation.agreement import assert_keys_agree
+from alp_megatron.perturbation.autograd import add_noise
+from alp_megatron.perturbation.gaussian import gaussian
+from alp_megatron.perturbation.key import NoiseKey
+from alp_megatron.perturbation.plan import NoisePlan
+from alp_megatron.perturbation.scope import current_key, perturbation
+
+__all__ = [
+    "NoiseKey",
+    "NoisePlan",
+    "PerturbedTransformerLayer",
+    "add_noise",
+    "assert_keys_agree",
+    "current_key",
+    "gaussian",
+    "perturbation",
+]
+
+
+def __getattr__(name: str):
+    # Imported when asked for: it brings all of Megatron, which the noise does not need.
+    if name == "PerturbedTransformerLayer":
+        from alp_megatron.perturbation.layer import PerturbedTransformerLayer
+
+        return PerturbedTransformerLayer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

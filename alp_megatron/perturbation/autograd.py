@@ -1,0 +1,72 @@
+"""Adds the noise to hidden states, and regenerates it for the gradient of its scale."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alp_megatron.perturbation.backend import kernels
+from alp_megatron.perturbation.plan import NoisePlan
+
+
+def add_noise(
+    hidden_states: Tensor,
+    log_scale: Tensor,
+    sigma0: float,
+    plan: NoisePlan,
+    layer: int,
+    mode: Literal["absolute", "relative"] = "absolute",
+) -> Tensor:
+    """h + sigma * z with sigma = sigma0 * exp(s_l), summed in fp32, rounded to h's dtype.
+
+    hidden_states: fp32 or bf16 [..., h], its leading dimensions flattening to the plan's rows;
+    log_scale: s_l, fp32 [1]; layer: global number, from 0. In relative mode sigma is further
+    multiplied by the RMS of the row, which counts as a constant in the backward pass.
+
+    Gradients: the identity for hidden_states; for s_l the sum over this rank's rows of
+    grad * sigma * z, accumulated in fp64. Nothing of hidden_states is saved (relative: the RMS
+    of each row), so the result may be changed in place. The plan's counts grow.
+    """
+    return _AddNoise.apply(hidden_states, log_scale, sigma0, plan, layer, mode)
+
+
+class _AddNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_states, log_scale, sigma0, plan, layer, mode):
+        h = hidden_states.shape[-1]
+        rows = hidden_states.reshape(-1, h)
+        assert len(rows) == len(plan.sample_ids), "the plan is not of this micro-batch and rank"
+        scale = sigma0 * log_scale.exp()
+        if mode == "relative":
+            norm = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
+            scale = scale * (norm / h**0.5)
+        ctx.save_for_backward(scale)  # [1] or [rows]
+        ctx.plan, ctx.layer = plan, layer
+        # Allocated in the final shape: Megatron wants tensors that are not views.
+        out = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        kernels(rows.device).add(
+            plan.key_words,
+            layer,
+            plan.sample_ids,
+            plan.positions,
+            rows,
+            scale.expand(len(rows)).contiguous(),
+            out.view(-1, h),
+            plan.changed,
+        )
+        plan.total += plan.rows * h
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            (scale,) = ctx.saved_tensors
+            plan, rows = ctx.plan, grad.reshape(-1, grad.shape[-1])
+            dots = kernels(rows.device).dot(
+                plan.key_words, ctx.layer, plan.sample_ids, plan.positions, rows
+            )
+            grad_scale = (scale.double() * dots).sum().float().view(1)
+        return grad, grad_scale, None, None, None, None

@@ -1,0 +1,76 @@
+"""Megatron's transformer layer with noise on its input."""
+
+import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+from alp_megatron.perturbation.autograd import add_noise
+
+
+class PerturbedTransformerLayer(TransformerLayer):
+    """A TransformerLayer that owns s_l and perturbs its hidden states [s, b, h] when told to.
+
+    `config.perturbation` is our PerturbationConfig, or None for a layer without noise. The
+    noise of a micro-batch comes as `packed_seq_params.noise`, a NoisePlan; without it the
+    layer is Megatron's own. Noise is added before the residual is taken, so it stays in the
+    residual stream.
+
+    Every layer has the parameter `log_sigma_scale`, also outside of the perturbed range, so
+    that all layers shard alike. It stays fp32 when the model is cast, is saved like a norm's
+    weight (replicated over TP), and may be absent from a state dict.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        settings = self.config.perturbation
+        self.log_sigma_scale = nn.Parameter(
+            torch.zeros(1, dtype=torch.float32, device=_device_of(self)),
+            requires_grad=settings is not None and settings.learnable,
+        )
+        # Under sequence parallelism a rank sees part of the rows: Megatron sums over TP.
+        self.log_sigma_scale.sequence_parallel = self.config.sequence_parallel
+
+    def forward(self, hidden_states: Tensor, *args, packed_seq_params=None, **kwargs):
+        """`TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
+        plan = getattr(packed_seq_params, "noise", None)
+        if plan is not None and self._perturbs():
+            settings = self.config.perturbation
+            hidden_states = add_noise(
+                hidden_states,
+                self.log_sigma_scale,
+                settings.sigma0,
+                plan,
+                self.layer_number - 1,
+                settings.sigma_mode,
+            )
+        return super().forward(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
+
+    def _perturbs(self) -> bool:
+        settings = self.config.perturbation
+        if settings is None or settings.sigma0 == 0:
+            return False
+        end = self.config.num_layers if settings.layer_end is None else settings.layer_end
+        return settings.layer_start <= self.layer_number - 1 < end
+
+    def _apply(self, fn, recurse=True):
+        """Casts and moves of the module (`.bfloat16()`, `.cuda()`): s_l moves, but stays fp32.
+        Rounding would lose its small updates."""
+        scale = self.log_sigma_scale
+
+        def keep_fp32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor is scale and moved.dtype != torch.float32:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_fp32, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest):
+        """A checkpoint made without perturbation leaves s_l as it is."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+        if prefix + "log_sigma_scale" in missing:
+            missing.remove(prefix + "log_sigma_scale")
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

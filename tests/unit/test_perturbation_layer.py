@@ -1,0 +1,110 @@
+"""PerturbedTransformerLayer, inside one spawned process: the CPU patches change torch globally."""
+
+import tempfile
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from alp_megatron.config.schema import PerturbationConfig
+from alp_megatron.perturbation import NoiseKey, NoisePlan, gaussian
+
+KEY, ROWS, HIDDEN = NoiseKey(3, 1, 0), 12, 32
+
+
+def test_layer():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_check_layer, (f"{folder}/store",), nprocs=1)
+
+
+def _check_layer(rank, store):
+    from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
+
+    enable_cpu_megatron()
+    from megatron.core import parallel_state
+
+    dist.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    _noise_enters_where_it_should()
+    _parameter_stays_fp32_and_loads_when_absent()
+    _parameter_is_saved()
+    dist.destroy_process_group()
+
+
+def _layer(perturbation):
+    from megatron.core import tensor_parallel
+
+    from alp_megatron.model.hf_config import PolicyConfig
+    from alp_megatron.model.specs import block_spec
+    from alp_megatron.perturbation import PerturbedTransformerLayer
+
+    config = PolicyConfig(
+        num_layers=4,
+        hidden_size=HIDDEN,
+        num_attention_heads=4,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        add_bias_linear=False,
+        normalization="RMSNorm",
+        perturbation=perturbation,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(1)  # the same weights at every call
+    submodules = block_spec(1).layer_specs[0].submodules
+    return PerturbedTransformerLayer(config, submodules, layer_number=2)
+
+
+def _run(layer, hidden, plan):
+    from alp_megatron.model.attention import AttentionLayout
+    from alp_megatron.model.packed_params import PackedParams
+
+    layout = AttentionLayout.of([ROWS])
+    params = PackedParams(qkv_format="sbhd", noise=plan, attention_layout=layout)
+    return layer(hidden_states=hidden, attention_mask=None, packed_seq_params=params)[0]
+
+
+def _noise_enters_where_it_should():
+    hidden = torch.randn(ROWS, 1, HIDDEN)
+    ids, positions = torch.full((ROWS,), 9), torch.arange(ROWS)
+
+    def plan():
+        return NoisePlan(KEY, ids, positions)
+
+    plain = _run(_layer(None), hidden, None)
+    layer = _layer(PerturbationConfig(sigma0=0.1))
+    assert torch.equal(_run(layer, hidden, None), plain)
+    # Megatron numbers layers from 1: layer_number 2 draws the noise of layer 1.
+    noisy = hidden + 0.1 * gaussian(KEY, 1, ids, positions, HIDDEN).view_as(hidden)
+    out = _run(layer, hidden, plan())
+    assert not torch.equal(out, plain)
+    assert torch.equal(out, _run(_layer(None), noisy, None))
+    out.sum().backward()
+    assert layer.log_sigma_scale.grad.abs() > 0
+    for off in (
+        None,
+        PerturbationConfig(sigma0=0.0),
+        PerturbationConfig(sigma0=0.1, layer_start=2),
+        PerturbationConfig(sigma0=0.1, layer_end=1),
+    ):
+        assert torch.equal(_run(_layer(off), hidden, plan()), plain)
+
+
+def _parameter_stays_fp32_and_loads_when_absent():
+    layer = _layer(PerturbationConfig())
+    with torch.no_grad():
+        layer.log_sigma_scale.fill_(0.1234567)
+    before = layer.log_sigma_scale
+    layer.bfloat16()
+    assert layer.log_sigma_scale is before and before.dtype == torch.float32
+    assert before.item() == torch.tensor(0.1234567).item() and not before.sequence_parallel
+    assert layer.self_attention.linear_proj.weight.dtype == torch.bfloat16
+    state = layer.state_dict()
+    del state["log_sigma_scale"]
+    layer.load_state_dict(state)
+    assert before.item() == torch.tensor(0.1234567).item()
+    assert not _layer(PerturbationConfig(learnable=False)).log_sigma_scale.requires_grad
+
+
+def _parameter_is_saved():
+    sharded = _layer(PerturbationConfig()).sharded_state_dict(prefix="decoder.layers.1.")
+    entry = sharded["decoder.layers.1.log_sigma_scale"]
+    assert entry.global_shape == (1,) and entry.dtype == torch.float32
