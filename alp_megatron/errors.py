@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""Exceptions that the command line turns into one sentence."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the sentence and exits with code 2; no traceback is shown.
     """
+
+
+class RunError(RuntimeError):
+    """A run that had to end for a reason which is known and said in one sentence: exit code 1."""

@@ -23,7 +23,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: one sentence naming the file or dotted key, and the mend.
     """
-    tree = _read_with_parents(Path(path), ())
+    return config_from(_read_with_parents(Path(path), ()), overrides)
+
+
+def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Config:
+    """A Config from nested sections and the overrides of the command line; see load_config."""
     for override in overrides or []:
         _merge(tree, _parse_override(override))
     tree.setdefault("model", {})  # so that what is missing is model.path, not model
@@ -31,8 +35,6 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error.errors()[0])) from error
-    except RecursionError as error:
-        raise UserError(f"{path}: a YAML alias refers to itself; remove it.") from error
 
 
 def resolved_yaml(config: Config) -> str:
@@ -91,6 +93,8 @@ def _explain(error: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a section" if isinstance(value, dict) else "a list"
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -94,6 +94,9 @@ class TaskConfig(Section):
     train: str | None = Field(None, description="JSONL or parquet file, for task.name=file")
     eval: str | None = Field(None, description="JSONL or parquet file, for task.name=file")
     reward: Literal["exact", "math_verify"] = "exact"
+    slip_rate: float = Field(
+        0.0, ge=0, lt=1, description="share of wrong results in warm-start's worked solutions"
+    )
 
 
 class RuntimeConfig(Section):

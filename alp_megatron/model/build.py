@@ -4,7 +4,8 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from alp_megatron.config.schema import Config
-from alp_megatron.model.hf_config import policy_config, read_hf_config
+from alp_megatron.model.hf_config import policy_config
+from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.model.policy import PolicyModel
 from alp_megatron.model.specs import block_spec
 

@@ -1,13 +1,12 @@
 """A Hugging Face config.json as Megatron's configuration."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alp_megatron.config.schema import Config, PerturbationConfig
+from alp_megatron.model.hf_files import rope_theta
 
 
 @dataclass
@@ -19,15 +18,6 @@ class PolicyConfig(TransformerConfig):
     vocab_size: int = 0
     rotary_base: float = 10000.0
     tie_word_embeddings: bool = False
-
-
-def read_hf_config(model_dir: str | Path) -> dict:
-    return json.loads((Path(model_dir) / "config.json").read_text())
-
-
-def rope_theta(hf: dict) -> float:
-    """transformers 5 moved `rope_theta` into `rope_parameters`; both forms are read."""
-    return float((hf.get("rope_parameters") or hf).get("rope_theta", 10000.0))
 
 
 def policy_config(config: Config, hf: dict) -> PolicyConfig:

@@ -1,6 +1,6 @@
 """A micro-batch: several sequences in one row of tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ class MicroBatch:
         predict_rows: [n] rows of T whose next token is scored, sample after sample.
         targets: [n] the tokens they predict.
         sequence_index: [n] which sequence of the micro-batch each belongs to.
-        num_sequences: how many sequences there are.
+        sequence_sample_ids: the sample ids of the sequences, in order.
+        noise_plans: what its perturbed forwards drew, one for each model chunk they ran through.
     """
 
     tokens: Tensor
@@ -43,17 +44,19 @@ class MicroBatch:
     predict_rows: Tensor
     targets: Tensor
     sequence_index: Tensor
-    num_sequences: int
+    sequence_sample_ids: list[int]
+    noise_plans: list = field(default_factory=list)
 
     @property
-    def padding_share(self) -> float:
-        return (self.sample_ids == PAD_SAMPLE_ID).float().mean().item()
+    def padding(self) -> int:
+        """Tokens that are computed only to fill the row."""
+        return int((self.sample_ids == PAD_SAMPLE_ID).sum())
 
 
 def row_length(sequences: list[Sequence], packing: bool) -> int:
     """Tokens of a row that holds these sequences, before it is padded at its end."""
     lengths = [len(s.token_ids) for s in sequences]
-    return sum(lengths) if packing else len(lengths) * max(lengths)
+    return sum(lengths) if packing else len(lengths) * max(lengths, default=0)
 
 
 def pack(
@@ -63,7 +66,7 @@ def pack(
 
     With `packing` they lie back to back; otherwise each is padded to the longest of them.
     """
-    longest = max(len(s.token_ids) for s in sequences)
+    longest = max((len(s.token_ids) for s in sequences), default=0)
     tokens, positions, sample_ids, lengths = [], [], [], []
     rows, targets, sequence_index = [], [], []
 
@@ -100,5 +103,5 @@ def pack(
         tensor(rows),
         tensor(targets),
         tensor(sequence_index),
-        len(sequences),
+        [s.sample_id for s in sequences],
     )

@@ -53,4 +53,5 @@ def packed_params(
             share = len(batch.tokens) // tp_size
             rows = slice(tp_rank * share, (tp_rank + 1) * share)
         params.noise = NoisePlan(key, batch.sample_ids[rows], batch.positions[rows])
+        batch.noise_plans.append(params.noise)
     return params

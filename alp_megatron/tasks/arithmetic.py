@@ -14,7 +14,6 @@ from typing import Literal
 Split = Literal["train", "eval"]
 _NUM_OPERANDS = 4
 _EVAL_SHARE = 1 / 8
-_SLIPS = (-10, -1, 1, 10)
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,16 @@ def worked_solution(
 ) -> str:
     """The supervised target, such as `7+8=15;15-3=12;12+6=18`, without the end token.
 
-    With `error_rate` (which needs `rng`), each result is wrong with that probability: off by
-    one or by ten, as in work done by hand, and carried on. A model trained on such text slips
-    as often when it is sampled, while its likeliest answer is right: reinforcement learning
-    has something to mend.
+    With `error_rate` (which needs `rng`), each result is off by one with that probability, as
+    in work done by hand, and carried on. A model trained on such text slips as often when it
+    is sampled, while its likeliest answer is right: reinforcement learning has something to
+    mend.
     """
     result, lines = problem.operands[0], []
     for op, operand in zip(problem.operators, problem.operands[1:], strict=True):
         left, result = result, _apply(result, op, operand)
         if error_rate and rng.random() < error_rate:
-            result = rng.choice([result + slip for slip in _SLIPS if result + slip >= 0])
+            result += rng.choice((-1, 1))
         lines.append(f"{left}{op}{operand}={result}")
     return ";".join(lines)
 

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
 from alp_megatron.model.build import build_model
-from alp_megatron.model.hf_config import read_hf_config
+from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.model.microbatch import MicroBatch, Sequence, pack, row_length
 from alp_megatron.trainer.optimizer import build_optimizer, step_if_finite, wrap
 from alp_megatron.weights.load import Checkpoint, load_hf
@@ -59,13 +57,13 @@ class Learner:
     def pack(self, samples: list[Sequence], num_microbatches: int) -> list[MicroBatch]:
         """Deal samples over micro-batches so that each has about the same number of tokens.
 
-        Under sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
+        A micro-batch that gets no sample is a row of padding: every replica runs as many. Under sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
         """
         by_length = sorted(samples, key=lambda s: -len(s.token_ids))
         dealt = [by_length[i::num_microbatches] for i in range(num_microbatches)]
         packing, model = self.config.trainer.packing, self.config.model
         multiple = model.tensor_model_parallel_size if model.sequence_parallel else 1
-        totals = [-(-row_length(d, packing) // multiple) * multiple for d in dealt]
+        totals = [max(1, -(-row_length(d, packing) // multiple)) * multiple for d in dealt]
         if model.pipeline_model_parallel_size > 1:
             totals = [max(totals)] * num_microbatches
         return [
@@ -119,20 +117,6 @@ class Learner:
             micro_batch_size=1,
             forward_only=forward_only,
         )
-
-    def sigmas(self) -> list[float]:
-        """sigma_l of every layer of the whole model, in order. A collective call."""
-        sigma0 = self.config.perturbation.sigma0
-        mine = {
-            layer.layer_number - 1: sigma0 * math.exp(layer.log_sigma_scale.item())
-            for chunk in self.chunks
-            for layer in chunk.decoder.layers
-        }
-        group = parallel_state.get_pipeline_model_parallel_group()
-        stages: list = [None] * dist.get_world_size(group)
-        dist.all_gather_object(stages, mine, group=group)
-        everywhere = {number: s for stage in stages for number, s in stage.items()}
-        return [everywhere[number] for number in sorted(everywhere)]
 
 
 def _sum_gradients(model, num_tokens=None, **kwargs):

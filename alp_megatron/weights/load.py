@@ -26,9 +26,7 @@ class Checkpoint:
             try:
                 opened = safe_open(path, framework="pt")
             except SafetensorError as error:
-                raise UserError(
-                    f"{path} cannot be read ({error}): copy the file again."
-                ) from None
+                raise UserError(f"{path} cannot be read ({error}): copy the file again.") from None
             self._files.update({name: opened for name in opened.keys()})  # noqa: SIM118
 
     def names(self) -> list[str]:

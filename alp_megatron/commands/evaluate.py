@@ -1,0 +1,31 @@
+"""`alp-megatron eval`."""
+
+import tempfile
+from pathlib import Path
+
+from alp_megatron.config.load import config_from
+from alp_megatron.config.validate import validate
+
+
+def evaluate(model_dir: str, overrides: list[str]) -> int:
+    """Print the model's score on the evaluation prompts, as the rollout engine samples it."""
+    config = config_from({"model": {"path": model_dir}}, overrides)
+    validate(config)
+    from alp_megatron.model.hf_files import read_hf_config
+    from alp_megatron.rollout.settings import engine_settings
+    from alp_megatron.rollout.vllm_engine import VllmEngine
+    from alp_megatron.runtime.device import device_type
+    from alp_megatron.tasks.task import build_task
+    from alp_megatron.trainer.driver import Driver, stop_tokens
+
+    settings = engine_settings(config, device_type(config.runtime.device))
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        VllmEngine(settings, Path(logs) / "vllm.log") as engine,
+    ):
+        task = build_task(config)
+        stops = stop_tokens(config, read_hf_config(model_dir), task.tokenizer)
+        score = Driver(config, engine, task, stops).evaluate()
+    samples = len(task.eval_items()) * config.evaluation.samples_per_prompt
+    print(f"score {score:.4f} ({samples} samples at temperature {config.evaluation.temperature:g})")
+    return 0

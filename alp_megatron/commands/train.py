@@ -1,0 +1,46 @@
+"""`alp-megatron train`."""
+
+import os
+import sys
+
+from alp_megatron.config.layout import world_size
+from alp_megatron.config.load import load_config
+from alp_megatron.config.run_dir import prepare_run_dir
+from alp_megatron.config.schema import Config
+from alp_megatron.config.validate import validate
+from alp_megatron.runtime.launcher import launch, under_launcher
+
+
+def train(config_path: str, overrides: list[str], resume: bool) -> int:
+    """Check everything that can be checked, then start the processes or be one of them."""
+    config = load_config(config_path, overrides)
+    validate(config)
+    if not under_launcher():
+        run_dir = prepare_run_dir(config, resume)
+        arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]
+        return launch(__name__, arguments, world_size(config))
+    if os.environ["RANK"] == "0":
+        prepare_run_dir(config, resume)
+    return _process(config, resume)
+
+
+def _process(config: Config, resume: bool) -> int:
+    from alp_megatron.runtime.process import run_process
+
+    return run_process(config, _job, resume)
+
+
+def _job(config: Config, rank, resume: bool) -> None:
+    from alp_megatron.trainer.loop import train
+    from alp_megatron.trainer.run import build_run, start_engine
+
+    engine = start_engine(config, rank)
+    run = build_run(config, rank, engine, resume)
+    train(run)
+    if run.output:
+        run.output.finish(run.base_score, run.latest_score)
+    run.close()
+
+
+if __name__ == "__main__":
+    sys.exit(_process(load_config(sys.argv[1]), resume="--resume" in sys.argv[2:]))

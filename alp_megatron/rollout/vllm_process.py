@@ -1,0 +1,81 @@
+"""The engine's process: `python -m alp_megatron.rollout.vllm_process CHANNEL BUFFER PARENT`.
+
+CHANNEL and BUFFER are inherited descriptors, PARENT is the client's process id. It serves one
+request after another until the channel ends, and cannot outlive the client: Linux kills it when
+the client dies.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+
+
+def pulled_buckets(channel: Connection) -> Iterator[list]:
+    """Asks the client for bucket after bucket; None ends them."""
+    while True:
+        channel.send(("more", None))
+        bucket = channel.recv()
+        if bucket is None:
+            return
+        yield bucket
+
+
+def serve(channel: Connection, buffer_fd: int) -> None:
+    # The heavy imports come after die_with_parent, so that an early end is noticed as well.
+    from alp_megatron.rollout.vllm_worker import VllmWorker
+    from alp_megatron.weights.transport import SharedBuffer, unpack
+
+    settings, capacity = channel.recv()
+    worker = VllmWorker(settings)
+    buffer = SharedBuffer(buffer_fd, capacity)
+    channel.send(("done", None))
+    while True:
+        method, arguments = channel.recv()
+        try:
+            if method == "update_weights":
+                tensors = unpack(pulled_buckets(channel), buffer)
+                result = worker.update_weights(tensors, **arguments)
+            else:
+                result = getattr(worker, method)(**arguments)
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            channel.send(("error", str(error)))
+        else:
+            channel.send(("done", result))
+
+
+def main() -> None:
+    channel_fd, buffer_fd, parent = map(int, sys.argv[1:])
+    # Ctrl-C reaches every process of the console; the client decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
+    channel = Connection(channel_fd)
+    try:
+        serve(channel, buffer_fd)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # The client closed the channel: that is how it ends this process. Nothing is left to
+        # tidy up, and vLLM's own teardown would take seconds.
+        os._exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(("error", f"{type(error).__name__}: {error}"))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""vLLM itself, inside the engine's process: one method for each request of the client."""
+
+import gc
+import tempfile
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from vllm import LLM, RequestOutput, SamplingParams
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+from alp_megatron.rollout.engine import EngineError, Sample, SamplingSpec
+from alp_megatron.rollout.settings import EngineSettings
+from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
+from alp_megatron.rollout.weight_stream import TIED_HEAD, checked, checkpoint_shapes
+from alp_megatron.weights.digest import digest
+
+
+def start_vllm(settings: EngineSettings) -> LLM:
+    apply_patches(settings.model_dir)
+    if settings.device == "cpu":
+        device_arguments = {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": settings.cpu_kv_cache_mib * 2**20,
+        }
+    else:
+        device_arguments = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    # vLLM leaves its rendezvous file behind in the temporary directory: give it one to remove.
+    with tempfile.TemporaryDirectory(prefix="alp-vllm-") as scratch:
+        tempfile.tempdir = scratch
+        try:
+            return LLM(
+                model=settings.model_dir,
+                dtype=settings.dtype,
+                # Scoring a sequence of full length also samples one token, which is dropped.
+                max_model_len=settings.max_model_len + 1,
+                seed=settings.seed,
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",  # no sampling defaults from the model's directory
+                **device_arguments,
+            )
+        finally:
+            tempfile.tempdir = None
+
+
+class VllmWorker:
+    def __init__(self, settings: EngineSettings):
+        self._max_model_len = settings.max_model_len
+        self._llm = start_vllm(settings)
+        self._expected = checkpoint_shapes(settings.model_dir)
+        config = self._llm.llm_engine.model_config.hf_config
+        self._optional = frozenset([TIED_HEAD] if config.tie_word_embeddings else [])
+        self._version = 0
+        self._whole = True
+        # What the start made stays: the garbage collector need not walk it again.
+        gc.collect()
+        gc.freeze()
+
+    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
+        # One generator for the batch: a generator for each request costs a call each per token.
+        torch.manual_seed(sampling.seed)
+        parameters = [
+            SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                max_tokens=min(sampling.max_new_tokens, self._max_model_len - len(prompt)),
+                stop_token_ids=list(sampling.stop_token_ids),
+                ignore_eos=True,  # the model's own: stop_token_ids says it all
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        return [
+            [
+                Sample(
+                    response_ids=list(output.token_ids),
+                    logprobs=output.logprobs.logprobs,
+                    finished=output.finish_reason == "stop",
+                    policy_version=self._version,
+                )
+                for output in request.outputs
+            ]
+            for request in self._run(prompts, parameters)
+        ]
+
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        parameters = SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+        requests = self._run(sequences, [parameters] * len(sequences))
+        return [request.prompt_logprobs.logprobs for request in requests]
+
+    def _run(
+        self, prompts: list[list[int]], parameters: list[SamplingParams]
+    ) -> list[RequestOutput]:
+        if not self._whole:
+            raise EngineError("the last weight update failed: the engine's weights are not whole")
+        # What an earlier call left in the cache would change batch shapes, and with them the
+        # last bits of the log-probs: the same call would not give the same samples.
+        self._llm.reset_prefix_cache()
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return self._llm.generate(inputs, parameters, use_tqdm=False)
+
+    def update_weights(
+        self, tensors: Iterable[tuple[str, Tensor]], version: int, digests: bool
+    ) -> dict[str, str]:
+        received: dict[str, str] = {}
+
+        def watched():
+            for name, tensor in checked(tensors, self._expected, self._optional):
+                if digests:
+                    received[name] = digest(tensor)
+                yield name, tensor
+
+        self._whole = False
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": watched()})
+        except BaseException:
+            # Back to a state from which a later update can start.
+            model_config = self._llm.llm_engine.model_config
+            self._llm.apply_model(lambda model: finalize_layerwise_reload(model, model_config))
+            raise
+        self._llm.apply_model(refresh_tied_head)
+        self._llm.reset_prefix_cache()
+        self._version = version
+        self._whole = True
+        return received

@@ -1,0 +1,101 @@
+"""Checkpoints of a run: whole or absent, and readable in another parallel layout.
+
+A checkpoint is a directory `checkpoints/step_000010` with Megatron's distributed checkpoint in
+`state/` and the policy as a Hugging Face model in `hf/`. It is written under a hidden name and
+renamed when everything is on disk.
+"""
+
+import json
+import queue
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+from alp_megatron.config.run_dir import write_atomically
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.save_hf import save_hf
+
+# Any TP, PP and DP can read it back.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+# A synchronous save hands its results over inside one process; Megatron would start a manager
+# process for this, which takes seconds and outlives a killed trainer.
+filesystem_async._results_queue = queue.Queue()
+
+
+def checkpoint_dirs(run_dir: Path) -> list[Path]:
+    """The finished checkpoints, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step_*"))
+
+
+def save_checkpoint(run_dir: Path, step: int, learner: Learner, plan: ExportPlan, counters: dict):
+    """Save after `step` steps and drop all but the newest `trainer.keep_checkpoints`. Collective.
+
+    Args:
+        counters: plain values that the loop needs to go on, given back by `load_checkpoint`.
+    """
+    final = run_dir / "checkpoints" / f"step_{step:06d}"
+    partial = final.with_name(f".{final.name}.partial")
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "state").mkdir(parents=True)
+        write_atomically(partial / "counters.json", json.dumps(counters | {"step": step}))
+    dist.barrier()
+    dist_checkpointing.save(
+        _sharded_state(learner, loading=False),
+        str(partial / "state"),
+        content_metadata=_METADATA,
+    )
+    save_hf(plan, learner.config.model.path, partial / "hf")
+    if first:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in checkpoint_dirs(run_dir)[: -learner.config.trainer.keep_checkpoints]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def load_checkpoint(directory: Path, learner: Learner) -> dict:
+    """Fill weights, s_l, optimizer and schedule; returns the counters. Collective."""
+    state = dist_checkpointing.load(_sharded_state(learner, loading=True), str(directory / "state"))
+    for index, chunk in enumerate(learner.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scheduler.load_state_dict(state["scheduler"])
+    return json.loads((directory / "counters.json").read_text())
+
+
+def _sharded_state(learner: Learner, loading: bool) -> dict:
+    metadata = _METADATA | {"dp_cp_group": _data_parallel_group()}
+    model = {
+        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
+        for index, chunk in enumerate(learner.chunks)
+    }
+    if loading:
+        _initialise_optimizer_state(learner.optimizer)
+    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_METADATA)
+    return {**model, "optimizer": optimizer, "scheduler": learner.scheduler.state_dict()}
+
+
+def _data_parallel_group():
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def _initialise_optimizer_state(optimizer) -> None:
+    """torch's AdamW makes its moments at the first step, but a load needs places to fill."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = part.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)

@@ -1,0 +1,85 @@
+"""Rank 0's side of a step: prompts, generation, rewards, evaluation."""
+
+from dataclasses import dataclass
+
+import torch
+
+from alp_megatron.config.schema import Config
+from alp_megatron.objectives.advantages import group_advantages
+from alp_megatron.rollout.engine import RolloutEngine, SamplingSpec
+from alp_megatron.rollout.sampling import to_trajectories
+from alp_megatron.tasks.task import Task
+from alp_megatron.trajectory import Trajectory
+
+# Seeds of the sampler: steps count from 0, evaluations are told apart by this.
+_EVALUATION_SEED = 2**40
+
+
+@dataclass
+class Driver:
+    """The engine and the task, which only rank 0 has.
+
+    Attributes:
+        stop_token_ids: all tokens that end a response.
+    """
+
+    config: Config
+    engine: RolloutEngine
+    task: Task
+    stop_token_ids: tuple[int, ...]
+
+    def rollout(self, step: int) -> list[Trajectory]:
+        """The step's samples, without rewards. A function of seed, step and weights alone."""
+        rollout = self.config.rollout
+        prompts = [item.prompt_ids for item in self.task.train_batch(step)]
+        sampling = self._sampling(rollout.samples_per_prompt, rollout.temperature, step)
+        samples = self.engine.generate(prompts, sampling)
+        return to_trajectories(
+            prompts,
+            samples,
+            first_sample_id=step * len(prompts) * rollout.samples_per_prompt,
+            first_group_id=step * len(prompts),
+        )
+
+    def reward(self, step: int, trajectories: list[Trajectory]) -> None:
+        """Fill in rewards and group-relative advantages."""
+        n = self.config.rollout.samples_per_prompt
+        items = [item for item in self.task.train_batch(step) for _ in range(n)]
+        rewards = self.task.rewards(items, [t.response_ids for t in trajectories])
+        groups = torch.tensor([t.group_id for t in trajectories])
+        advantages = group_advantages(torch.tensor(rewards), groups).tolist()
+        for trajectory, reward, advantage in zip(trajectories, rewards, advantages, strict=True):
+            trajectory.reward, trajectory.advantage = reward, advantage
+
+    def evaluate(self) -> float:
+        """Mean reward over the fixed evaluation prompts, with the engine's weights."""
+        evaluation = self.config.evaluation
+        items = self.task.eval_items()
+        sampling = self._sampling(
+            evaluation.samples_per_prompt, evaluation.temperature, _EVALUATION_SEED
+        )
+        samples = self.engine.generate([item.prompt_ids for item in items], sampling)
+        pairs = [
+            (item, s.response_ids) for item, of in zip(items, samples, strict=True) for s in of
+        ]
+        rewards = self.task.rewards([item for item, _ in pairs], [ids for _, ids in pairs])
+        return sum(rewards) / len(rewards)
+
+    def _sampling(self, n: int, temperature: float, stream: int) -> SamplingSpec:
+        rollout = self.config.rollout
+        seed = self.config.seed if rollout.seed is None else rollout.seed
+        return SamplingSpec(
+            n=n,
+            temperature=temperature,
+            max_new_tokens=rollout.max_new_tokens,
+            stop_token_ids=self.stop_token_ids,
+            seed=(seed * 1_000_003 + stream) % 2**63,
+        )
+
+
+def stop_tokens(config: Config, hf: dict, tokenizer) -> tuple[int, ...]:
+    """The configured stop tokens, the tokenizer's and the model's end-of-sequence tokens."""
+    of_model = hf.get("eos_token_id")
+    own = of_model if isinstance(of_model, list) else [of_model]
+    stops = {*config.rollout.stop_token_ids, *own, tokenizer.eos_token_id} - {None}
+    return tuple(sorted(stops))

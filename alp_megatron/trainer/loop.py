@@ -1,0 +1,75 @@
+"""The whole run: rollouts -> rewards -> advantages -> updates -> sync, step after step."""
+
+import time
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from alp_megatron.objectives.methods import METHODS
+from alp_megatron.perturbation import NoiseKey
+from alp_megatron.trainer.batch import as_sequence, minibatches
+from alp_megatron.trainer.checkpoint import save_checkpoint
+from alp_megatron.trainer.logprobs import token_logprobs
+from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.trainer.record import step_record
+from alp_megatron.trainer.run import Run
+from alp_megatron.trainer.sigmas import sigmas
+from alp_megatron.trainer.sync import sync
+from alp_megatron.trajectory import Trajectory
+
+
+def train(run: Run) -> None:
+    """Every rank runs this loop; only rank 0 has a driver (engine and task) and an output."""
+    config, learner, driver = run.config, run.learner, run.driver
+    for step in range(run.first_step, config.trainer.steps):
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+
+        with phase("rollout", seconds):
+            trajectories = driver.rollout(step) if driver else []
+        with phase("reward", seconds):
+            if driver:
+                driver.reward(step, trajectories)
+            trajectories = from_first_rank(trajectories)
+
+        with phase("train", seconds):
+            sequences = [as_sequence(t) for t in trajectories]
+            clean = token_logprobs(learner, sequences, config.rollout.temperature)
+            updates = [
+                update_policy(learner, minibatch, clean, NoiseKey(config.seed, step, index))
+                for index, minibatch in enumerate(
+                    minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
+                )
+            ]
+        with phase("sync", seconds):
+            version = run.policy_version
+            run.policy_version += 1
+            sync(run.plan, run.engine, run.rollout_dtype, run.policy_version)
+        seconds["total"] = time.perf_counter() - started
+
+        done = step + 1
+        last = done == config.trainer.steps
+        if driver and (done % config.evaluation.interval == 0 or last):
+            run.latest_score, run.scored_step = driver.evaluate(), done
+        noisy = METHODS[config.objective.method].perturbed
+        scales = sigmas(learner.chunks, config.perturbation.sigma0 if noisy else 0.0)
+        if driver:
+            record = step_record(trajectories, clean, updates, scales, version, seconds)
+            run.output.write(step, record | run.scores(), trajectories, updates)
+        if done % config.trainer.save_interval == 0 or last:
+            save_checkpoint(run.run_dir, done, learner, run.plan, run.counters())
+
+
+@contextmanager
+def phase(name: str, seconds: dict[str, float]):
+    """Adds the wall-clock seconds of the block, as this rank sees them, to `seconds[name]`."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def from_first_rank(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """Rank 0's trajectories on every rank."""
+    holder = [trajectories]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

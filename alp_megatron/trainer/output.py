@@ -1,0 +1,64 @@
+"""What a run leaves behind and shows: console, metrics, sampled rollouts, the report."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from alp_megatron.config.run_dir import write_atomically
+from alp_megatron.config.schema import Config
+from alp_megatron.diagnostics.console import banner, header, step_line
+from alp_megatron.diagnostics.health import warnings
+from alp_megatron.diagnostics.recorder import Recorder
+from alp_megatron.diagnostics.report import write_report
+from alp_megatron.runtime.process_groups import Rank
+from alp_megatron.trajectory import Trajectory
+
+
+class Output:
+    """Rank 0's. `resumed_step` is the step that a resumed run goes on with, else None."""
+
+    def __init__(
+        self, run_dir: Path, config: Config, learner, rank: Rank, resumed_step: int | None
+    ):
+        self._run_dir, self._config = run_dir, config
+        last = None if resumed_step is None else resumed_step - 1
+        self._recorder = Recorder(run_dir, config.logging, resume_step=last)
+        self._warned: set[str] = set()
+        (run_dir / "rollouts").mkdir(exist_ok=True)
+        parameters = sum(p.numel() for chunk in learner.chunks for p in chunk.parameters())
+        model = f"{config.model.path} ({parameters / 1e6:.2f} M parameters on this rank)"
+        self.say(banner(config, model=model, device=rank.device.type, world_size=rank.world_size))
+        if resumed_step is not None:
+            self.say(f"resumed after step {resumed_step}")
+        self._header_due = True
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def write(self, step: int, record: dict, trajectories: list[Trajectory], updates: list) -> None:
+        """One finished step: its line, its record, a few of its rollouts."""
+        self._recorder.write(step, record)
+        kept = trajectories[: self._config.logging.save_rollouts]
+        lines = "".join(json.dumps(asdict(t)) + "\n" for t in kept)
+        write_atomically(self._run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines)
+        if self._header_due:
+            self.say(header())
+            self._header_due = False
+        self.say(step_line({"step": step + 1} | record, self._config.trainer.steps))
+        for index, update in enumerate(updates):
+            if update.skipped:
+                self.say(f"  update {index} skipped: its gradient norm was {update.grad_norm}")
+        for name, sentence in warnings(record).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                self.say(f"  {sentence}")
+
+    def finish(self, base_score: float, final_score: float) -> None:
+        """The report and a summary of the scores."""
+        summary = {"base_score": base_score, "final_score": final_score}
+        write_atomically(self._run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.say(f"score {base_score:.3f} -> {final_score:.3f}")
+        self.say(f"report: {write_report(self._run_dir)}")
+
+    def close(self) -> None:
+        self._recorder.close()

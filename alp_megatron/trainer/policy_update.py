@@ -1,0 +1,107 @@
+"""One policy update over the whole run's ranks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alp_megatron.model.microbatch import MicroBatch
+from alp_megatron.objectives.methods import METHODS, policy_objective
+from alp_megatron.perturbation import NoiseKey, perturbation
+from alp_megatron.trainer.batch import MiniBatch, as_sequence
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.logprobs import gather_from_replicas, replica_microbatches
+from alp_megatron.trajectory import Trajectory
+
+
+@dataclass
+class UpdateRecord:
+    """What one update computed over the global mini-batch; the same on every rank.
+
+    Attributes:
+        tokens: arrays over the unmasked and masked response tokens, ordered by sample id:
+            `logprobs`, `entropies`, `log_ratio`, `clip_low`, `clip_high`, `dual_clip`.
+        loss: the global loss.
+        noise_changed, noise_total: hidden elements that the noise changed, and that got noise.
+        computed_tokens, padding_tokens: rows that went through the model, and those of no use.
+    """
+
+    tokens: dict[str, np.ndarray]
+    loss: float
+    grad_norm: float
+    skipped: bool
+    noise_changed: int
+    noise_total: int
+    computed_tokens: int
+    padding_tokens: int
+
+
+def update_policy(
+    learner: Learner,
+    trajectories: list[Trajectory],
+    old_logprobs: dict[int, Tensor] | None,
+    key: NoiseKey,
+) -> UpdateRecord:
+    """One optimizer update on one mini-batch. A collective call of the whole run."""
+    config = learner.config
+    method = METHODS[config.objective.method]
+    data = MiniBatch(
+        {t.sample_id: t for t in trajectories},
+        old_logprobs if method.denominator == "old" else None,
+    )
+    batches = replica_microbatches(learner, [as_sequence(t) for t in trajectories])
+
+    def loss(logprobs: Tensor, entropies: Tensor, batch: MicroBatch):
+        output = policy_objective(config.objective, data.loss_inputs(logprobs, batch))
+        tokens = {
+            "sample_id": _per_token(batch),
+            "logprobs": logprobs,
+            "entropies": entropies,
+            "log_ratio": output.log_ratio,
+            "clip_low": output.clip_low,
+            "clip_high": output.clip_high,
+            "dual_clip": output.dual_clip,
+        }
+        tokens = {name: t.detach().cpu().numpy() for name, t in tokens.items()}
+        return output.loss, {"tokens": tokens, "loss": float(output.loss.detach())}
+
+    with perturbation(key if method.perturbed else None):
+        result = learner.update(batches, config.rollout.temperature, loss)
+
+    kept = gather_from_replicas(result.kept)
+    counts = _total_counts(batches)
+    return UpdateRecord(
+        _by_sample([k["tokens"] for k in kept]),
+        sum(k["loss"] for k in kept),
+        result.grad_norm,
+        result.skipped,
+        *counts,
+    )
+
+
+def _per_token(batch: MicroBatch) -> Tensor:
+    ids = torch.tensor(batch.sequence_sample_ids, device=batch.sequence_index.device)
+    return ids[batch.sequence_index]
+
+
+def _by_sample(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    order = np.argsort(joined["sample_id"], kind="stable")
+    return {name: values[order] for name, values in joined.items()}
+
+
+def _total_counts(batches: list[MicroBatch]) -> list[int]:
+    plans = [plan for batch in batches for plan in batch.noise_plans]
+    counts = torch.tensor(
+        [
+            sum(int(p.changed) for p in plans),
+            sum(int(p.total) for p in plans),
+            sum(len(b.tokens) for b in batches),
+            sum(b.padding for b in batches),
+        ],
+        device=batches[0].tokens.device,
+    )
+    dist.all_reduce(counts)
+    return counts.tolist()

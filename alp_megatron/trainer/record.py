@@ -1,0 +1,91 @@
+"""One step's record: every metric over the step's whole batch, computed exactly, once."""
+
+import numpy as np
+
+from alp_megatron.diagnostics.mismatch import mismatch_metrics
+from alp_megatron.diagnostics.ratio import ratio_metrics
+from alp_megatron.trainer.policy_update import UpdateRecord
+from alp_megatron.trajectory import Trajectory
+
+
+def step_record(
+    trajectories: list[Trajectory],
+    clean: dict,
+    updates: list[UpdateRecord],
+    sigmas: list[float],
+    version: int,
+    seconds: dict[str, float],
+) -> dict[str, float]:
+    """The metrics of design.md for one step.
+
+    Args:
+        trajectories: the step's samples.
+        clean: unperturbed log-probabilities by sample id, at the weights that sampled.
+        updates: in order; `mismatch_perturbed/` and `ratio/` pool their tokens.
+        sigmas: by layer, after the updates; zeros where the method has no noise.
+        version: of the trainer's weights when the updates began.
+        seconds: by phase.
+    """
+    by_id = sorted(trajectories, key=lambda t: t.sample_id)
+    flat = {
+        "rollout": _concat([t.rollout_logprobs for t in by_id]),
+        "clean": _concat([clean[t.sample_id] for t in by_id]),
+        "mask": _concat([t.loss_mask for t in by_id]),
+        "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
+    }
+    pooled = {name: np.concatenate([u.tokens[name] for u in updates]) for name in updates[0].tokens}
+    order = np.argsort(pooled["sample_id"], kind="stable")
+    pooled = {name: values[order] for name, values in pooled.items()}
+    mask = flat["mask"]
+    rewards = np.array([t.reward for t in trajectories])
+    lags = np.array([version - t.policy_version for t in trajectories])
+    computed = sum(u.computed_tokens for u in updates)
+    response = sum(len(t.response_ids) for t in trajectories)
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "loss/policy": float(np.mean([u.loss for u in updates])),
+        "grad_norm": _finite_mean([u.grad_norm for u in updates]),
+        "entropy": float(pooled["entropies"][mask > 0].mean()),
+        **ratio_metrics(
+            pooled["log_ratio"],
+            mask,
+            pooled["clip_low"],
+            pooled["clip_high"],
+            pooled["dual_clip"],
+        ),
+        **mismatch_metrics(flat["clean"], flat["rollout"], mask, flat["index"], "mismatch"),
+        **mismatch_metrics(
+            pooled["logprobs"], flat["rollout"], mask, flat["index"], "mismatch_perturbed"
+        ),
+        "alp/sigma_mean": float(np.mean(sigmas)),
+        "alp/sigma_min": min(sigmas),
+        "alp/sigma_max": max(sigmas),
+        **{f"alp/sigma_layer_{i}": sigma for i, sigma in enumerate(sigmas)},
+        "alp/effective_fraction": _share(
+            sum(u.noise_changed for u in updates), sum(u.noise_total for u in updates)
+        ),
+        "updates/skipped": sum(u.skipped for u in updates),
+        "tokens/prompt": sum(len(t.prompt_ids) for t in trajectories),
+        "tokens/response": response,
+        "tokens/padding_share": _share(sum(u.padding_tokens for u in updates), computed),
+        "throughput/rollout_tokens_per_s": response / seconds["rollout"],
+        "throughput/train_tokens_per_s": sum(t.num_tokens for t in trajectories) / seconds["train"],
+        "policy_version/lag_mean": float(lags.mean()),
+        "policy_version/lag_max": int(lags.max()),
+        **{f"time/{phase}": value for phase, value in seconds.items()},
+    }
+
+
+def _concat(rows: list) -> np.ndarray:
+    return np.concatenate([np.asarray(row, dtype=np.float64) for row in rows])
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _finite_mean(values: list[float]) -> float:
+    """Of the updates that were made; 0 if all were skipped."""
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else 0.0

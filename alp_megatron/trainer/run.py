@@ -1,0 +1,117 @@
+"""Builds the parts of a run on this rank, and keeps what it must remember between steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from alp_megatron.config.schema import Config
+from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.perturbation import NoiseKey
+from alp_megatron.perturbation.agreement import assert_keys_agree
+from alp_megatron.rollout.engine import RolloutEngine
+from alp_megatron.rollout.settings import engine_settings
+from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.runtime.process_groups import Rank
+from alp_megatron.tasks.task import build_task
+from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint
+from alp_megatron.trainer.driver import Driver, stop_tokens
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.output import Output
+from alp_megatron.trainer.sync import verified_sync
+from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.load import Checkpoint
+
+
+@dataclass
+class Run:
+    """A run on this rank; `driver`, `engine` and `output` exist on rank 0 only."""
+
+    config: Config
+    run_dir: Path
+    learner: Learner
+    plan: ExportPlan
+    rollout_dtype: torch.dtype
+    driver: Driver | None = None
+    engine: RolloutEngine | None = None
+    output: Output | None = None
+    first_step: int = 0
+    policy_version: int = 0
+    base_score: float = 0.0
+    latest_score: float = 0.0
+    scored_step: int = 0
+
+    def counters(self) -> dict:
+        """What a checkpoint must hold beside tensors."""
+        return {
+            "policy_version": self.policy_version,
+            "base_score": self.base_score,
+            "latest_score": self.latest_score,
+            "scored_step": self.scored_step,
+            "seed": self.config.seed,
+        }
+
+    def scores(self) -> dict:
+        return {"eval/score": self.latest_score, "eval/step": self.scored_step}
+
+    def close(self) -> None:
+        if self.output:
+            self.output.close()
+        if self.engine:
+            self.engine.close()
+
+
+def start_engine(config: Config, rank: Rank) -> RolloutEngine | None:
+    """Rank 0 starts vLLM first of all: it loads while the trainer builds its model."""
+    if not rank.is_first:
+        return None
+    log = Path(config.run_dir) / "logs"
+    log.mkdir(parents=True, exist_ok=True)
+    return VllmEngine(engine_settings(config, rank.device.type), log / "vllm.log")
+
+
+def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: bool) -> Run:
+    """Model, optimizer and, on rank 0, task and output; the first sync; the base score."""
+    learner = Learner(config, rank.device)
+    run = Run(
+        config,
+        Path(config.run_dir),
+        learner,
+        ExportPlan(learner.chunks, learner.hf["model_type"]),
+        getattr(torch, config.rollout.dtype),
+        engine=engine,
+    )
+    if resume:
+        counters = load_checkpoint(checkpoint_dirs(run.run_dir)[-1], learner)
+        run.first_step = counters["step"]
+        for name in ("policy_version", "base_score", "latest_score", "scored_step"):
+            setattr(run, name, counters[name])
+    assert_keys_agree(NoiseKey(config.seed, run.first_step, 0))
+    if rank.is_first:
+        task = build_task(config)
+        stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
+        run.driver = Driver(config, engine, task, stops)
+        run.output = Output(run.run_dir, config, learner, rank, run.first_step if resume else None)
+    _first_sync(run, fresh=not resume)
+    if run.driver and not resume:
+        run.base_score = run.latest_score = run.driver.evaluate()
+        run.output.say(f"base score {run.base_score:.3f}")
+    return run
+
+
+def _first_sync(run: Run, fresh: bool) -> None:
+    """A run's first sync is verified; a resumed run restores the version it had."""
+    prompts = []
+    if run.driver:
+        prompts = [item.prompt_ids for item in run.driver.task.train_batch(0)]
+    base = Checkpoint(run.config.model.path) if fresh else None
+    agreement = verified_sync(
+        run.learner, run.plan, run.engine, run.rollout_dtype, run.policy_version, base, prompts
+    )
+    if run.output:
+        run.output.say(
+            "first weight sync verified: every tensor's hash, and log-probabilities within "
+            f"{agreement['max_abs_diff']:.2g} nats (k3 {agreement['k3']:.1e})"
+        )
+    dist.barrier()

@@ -1,0 +1,20 @@
+"""The noise scales of the whole model, wherever its layers live."""
+
+import math
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+
+def sigmas(chunks: list, sigma0: float) -> list[float]:
+    """sigma_l = sigma0 * exp(s_l) of every layer, in order. A collective call."""
+    mine = {
+        layer.layer_number - 1: sigma0 * math.exp(layer.log_sigma_scale.item())
+        for chunk in chunks
+        for layer in chunk.decoder.layers
+    }
+    group = parallel_state.get_pipeline_model_parallel_group()
+    stages: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(stages, mine, group=group)
+    everywhere = {number: sigma for stage in stages for number, sigma in stage.items()}
+    return [everywhere[number] for number in sorted(everywhere)]

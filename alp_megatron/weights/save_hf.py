@@ -1,0 +1,69 @@
+"""The export stream as a Hugging Face model directory."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.weights.export import ExportPlan
+
+MAX_SHARD_BYTES = 4 * 2**30
+
+
+def save_hf(plan: ExportPlan, source_dir: str | Path, out_dir: Path) -> None:
+    """Write the policy's weights to `out_dir` in the dtype of the source's config. Collective.
+
+    Everything else of the source directory (config, tokenizer, generation config) is copied.
+    """
+    source_dir = Path(source_dir)
+    hf = read_hf_config(source_dir)
+    stream = plan.stream(getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "bfloat16"))
+    if dist.get_rank() != 0:
+        for _ in stream:
+            pass
+        return
+    out_dir.mkdir(parents=True)
+    for path in source_dir.iterdir():
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
+            shutil.copy(path, out_dir / path.name)
+    _write_shards(stream, out_dir)
+
+
+def _write_shards(stream, out_dir: Path) -> None:
+    shard: dict[str, torch.Tensor] = {}
+    shards: list[list[str]] = []
+    size = 0
+
+    def flush() -> None:
+        save_file(shard, out_dir / _part(len(shards)), metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    total = 0
+    for name, tensor in stream:
+        if size + tensor.nbytes > MAX_SHARD_BYTES and shard:
+            flush()
+            size = 0
+        # The stream yields views of parameters that the next update overwrites.
+        shard[name] = tensor.detach().cpu().clone()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (out_dir / _part(0)).rename(out_dir / "model.safetensors")
+        return
+    weight_map = {}
+    for index, names in enumerate(shards):
+        final = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        (out_dir / _part(index)).rename(out_dir / final)
+        weight_map |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (out_dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _part(index: int) -> str:
+    return f"part-{index}.safetensors"

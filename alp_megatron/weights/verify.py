@@ -1,0 +1,72 @@
+"""The proof, at a run's first sync, that the engine holds the trainer's weights."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from alp_megatron.errors import RunError
+from alp_megatron.weights.digest import digest
+from alp_megatron.weights.load import Checkpoint
+
+
+class SyncError(RunError):
+    """The rollout engine does not hold the trainer's weights. The message names the tensor."""
+
+
+@dataclass
+class Digests:
+    """Fingerprints of the tensors that passed through `record`, before any quantisation."""
+
+    of: dict[str, str] = field(default_factory=dict)
+
+    def record(self, stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in stream:
+            self.of[name] = digest(tensor)
+            yield name, tensor
+
+
+def check_same_tensors(sent: dict[str, str], received: dict[str, str]) -> None:
+    """Raise SyncError naming the first tensor whose received bytes are not those sent."""
+    for name in sorted(sent.keys() | received.keys()):
+        if sent.get(name) != received.get(name):
+            raise SyncError(
+                f"first weight sync: tensor {name} arrived at the rollout engine changed "
+                f"(sent {sent.get(name)}, received {received.get(name)})"
+            )
+
+
+def check_against_checkpoint(
+    sent: dict[str, str], checkpoint: Checkpoint, dtype: torch.dtype
+) -> None:
+    """Raise SyncError naming the first tensor that is not the base model's, cast to `dtype`.
+
+    Before the first update the trainer's export must reproduce the model it was loaded from.
+    """
+    for name, fingerprint in sent.items():
+        if digest(checkpoint.tensor(name).to(dtype)) != fingerprint:
+            raise SyncError(
+                f"first weight sync: tensor {name} as exported by the trainer differs from "
+                f"{checkpoint.model_dir}, though nothing has been trained yet"
+            )
+
+
+def check_logprobs(
+    trainer: list[list[float]], engine: list[list[float]], limit: float
+) -> dict[str, float]:
+    """Compare log-probabilities of the same tokens; raise SyncError beyond `limit` nats.
+
+    Returns `max_abs_diff` (nats) and `k3` = mean(e^l - l - 1), l = trainer - engine.
+    """
+    ours = torch.tensor([x for row in trainer for x in row], dtype=torch.float64)
+    theirs = torch.tensor([x for row in engine for x in row], dtype=torch.float64)
+    difference = ours - theirs
+    largest = difference.abs().max().item()
+    if not largest <= limit:  # also when it is not a number
+        raise SyncError(
+            f"first weight sync: every tensor arrived intact, but the rollout engine's "
+            f"log-probabilities differ from the trainer's by up to {largest:.3g} nats "
+            f"(rollout.gate_max_abs_diff={limit}): the two do not compute the same model"
+        )
+    return {"max_abs_diff": largest, "k3": (difference.exp() - difference - 1).mean().item()}
