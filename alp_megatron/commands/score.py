@@ -8,9 +8,9 @@ from pathlib import Path
 
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import config_from, load_config, resolved_yaml
-from alp_megatron.config.run_dir import write_atomically
 from alp_megatron.config.schema import Config
 from alp_megatron.config.validate import validate
+from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
 from alp_megatron.runtime.launcher import launch
 
@@ -88,7 +88,7 @@ def _job(config: Config, rank, tokens: str, out: str, seed: int | None, step: in
             )
             for s in sequences
         ]
-        write_atomically(Path(out), "\n".join(lines) + "\n")
+        write_atomic(Path(out), ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

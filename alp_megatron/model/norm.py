@@ -4,7 +4,7 @@ import torch
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, marked so that Megatron sums its gradient over TP under sequence parallelism.
+    """torch's RMSNorm, marked for Megatron to sum its gradient over TP if sequences are split.
 
     Megatron's own wrapper around torch's norm refuses sequence parallelism.
     """

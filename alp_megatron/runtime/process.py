@@ -22,7 +22,10 @@ def run_process(config: Config, job, *arguments) -> int:
     """
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
     warnings.filterwarnings("ignore", module="megatron")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     enable_cpu_megatron()
     from alp_megatron.runtime.process_groups import join, leave
 

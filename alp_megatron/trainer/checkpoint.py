@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from alp_megatron.config.run_dir import write_atomically
+from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.save_hf import save_hf
@@ -45,7 +45,7 @@ def save_checkpoint(run_dir: Path, step: int, learner: Learner, plan: ExportPlan
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "state").mkdir(parents=True)
-        write_atomically(partial / "counters.json", json.dumps(counters | {"step": step}))
+        write_atomic(partial / "counters.json", json.dumps(counters | {"step": step}).encode())
     dist.barrier()
     dist_checkpointing.save(
         _sharded_state(learner, loading=False),

@@ -59,10 +59,9 @@ class Driver:
             evaluation.samples_per_prompt, evaluation.temperature, _EVALUATION_SEED
         )
         samples = self.engine.generate([item.prompt_ids for item in items], sampling)
-        pairs = [
-            (item, s.response_ids) for item, of in zip(items, samples, strict=True) for s in of
-        ]
-        rewards = self.task.rewards([item for item, _ in pairs], [ids for _, ids in pairs])
+        asked = [item for item in items for _ in range(evaluation.samples_per_prompt)]
+        answers = [sample.response_ids for of_item in samples for sample in of_item]
+        rewards = self.task.rewards(asked, answers)
         return sum(rewards) / len(rewards)
 
     def _sampling(self, n: int, temperature: float, stream: int) -> SamplingSpec:

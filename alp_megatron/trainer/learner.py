@@ -57,7 +57,8 @@ class Learner:
     def pack(self, samples: list[Sequence], num_microbatches: int) -> list[MicroBatch]:
         """Deal samples over micro-batches so that each has about the same number of tokens.
 
-        A micro-batch that gets no sample is a row of padding: every replica runs as many. Under sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
+        A micro-batch that gets no sample is a row of padding: every replica runs as many. Under
+        sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
         """
         by_length = sorted(samples, key=lambda s: -len(s.token_ids))
         dealt = [by_length[i::num_microbatches] for i in range(num_microbatches)]

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from alp_megatron.config.run_dir import write_atomically
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.console import banner, header, step_line
+from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.diagnostics.health import warnings
 from alp_megatron.diagnostics.recorder import Recorder
 from alp_megatron.diagnostics.report import write_report
@@ -40,7 +40,7 @@ class Output:
         self._recorder.write(step, record)
         kept = trajectories[: self._config.logging.save_rollouts]
         lines = "".join(json.dumps(asdict(t)) + "\n" for t in kept)
-        write_atomically(self._run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines)
+        write_atomic(self._run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines.encode())
         if self._header_due:
             self.say(header())
             self._header_due = False
@@ -56,7 +56,9 @@ class Output:
     def finish(self, base_score: float, final_score: float) -> None:
         """The report and a summary of the scores."""
         summary = {"base_score": base_score, "final_score": final_score}
-        write_atomically(self._run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomic(
+            self._run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
+        )
         self.say(f"score {base_score:.3f} -> {final_score:.3f}")
         self.say(f"report: {write_report(self._run_dir)}")
 
