@@ -1,0 +1,74 @@
+import json
+import socket
+from collections import namedtuple
+
+import pytest
+
+from alp_megatron.config import run_dir as module
+from alp_megatron.config.load import load_config
+from alp_megatron.config.run_dir import prepare_run_dir
+from alp_megatron.errors import UserError
+from alp_megatron.tasks.tokenizer import write_model_files
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    write_model_files(directory)
+    return directory
+
+
+@pytest.fixture
+def config(model, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{path: '{model}'}}\nrun_dir: '{tmp_path}/runs/first'")
+    return load_config(path)
+
+
+def refusal(config, resume):
+    with pytest.raises(UserError) as caught:
+        prepare_run_dir(config, resume)
+    return str(caught.value)
+
+
+def test_it_writes_the_configuration_and_the_environment(config):
+    run_dir = prepare_run_dir(config, resume=False)
+    assert load_config(run_dir / "config.yaml") == config
+    text = (run_dir / "environment.json").read_text()
+    assert json.loads(text)["packages"]["torch"] and json.loads(text)["layout"]["world_size"] == 1
+    assert socket.gethostname() not in text
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_an_empty_directory_is_taken_and_an_occupied_one_is_not(config, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    run_dir = prepare_run_dir(config, resume=False)
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    sentence = refusal(config, resume=False)
+    assert "--resume" in sentence and "another run_dir" in sentence
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
+def test_resume_needs_a_finished_checkpoint(config):
+    assert "no checkpoint" in refusal(config, resume=True)
+    run_dir = prepare_run_dir(config, resume=False)
+    for unfinished in ("step_1.tmp", ".step_1"):
+        (run_dir / "checkpoints" / unfinished).mkdir(parents=True)
+        assert "no checkpoint" in refusal(config, resume=True)
+    (run_dir / "checkpoints" / "step_1").mkdir()
+    assert prepare_run_dir(config, resume=True) == run_dir
+
+
+def test_a_full_disk_is_refused_before_anything_is_made(config, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    assert "0.00 GB free" in refusal(config, resume=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_in_the_way(config, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").write_text("")
+    assert "is a file" in refusal(config, resume=False)
+    below = config.model_copy(update={"run_dir": f"{tmp_path}/runs/first/deeper"})
+    assert "cannot be written" in refusal(below, resume=False)

@@ -1,0 +1,174 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from alp_megatron.config.layout import data_parallel_size, num_microbatches, world_size
+from alp_megatron.config.load import load_config
+from alp_megatron.config.model_shape import read_model_shape
+from alp_megatron.config.validate import validate
+from alp_megatron.errors import UserError
+from alp_megatron.tasks.tokenizer import model_config, write_model_files
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """The arithmetic model's directory with random weights: 4 layers, 4 heads, 2 kv heads."""
+    from transformers import Qwen2ForCausalLM
+
+    directory = tmp_path_factory.mktemp("model")
+    write_model_files(directory)
+    Qwen2ForCausalLM(model_config()).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def model(pristine, tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for file in pristine.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+@pytest.fixture
+def configure(model, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{path: '{model}'}}")
+    return lambda *overrides: load_config(path, list(overrides))
+
+
+def refusal(config, **options):
+    with pytest.raises(UserError) as caught:
+        validate(config, **options)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 400
+    return sentence
+
+
+TP = "model.tensor_model_parallel_size"
+PP = "model.pipeline_model_parallel_size"
+VPP = "model.virtual_pipeline_model_parallel_size"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [f"{TP}=2", "model.sequence_parallel=true"],
+        [f"{TP}=2", f"{PP}=2", "runtime.world_size=8"],
+        [f"{PP}=2", f"{VPP}=2"],
+        ["perturbation.sigma0=0", "perturbation.layer_start=3"],
+        ["objective.method=grpo", "model.recompute_granularity=full"],
+    ],
+)
+def test_what_can_run_is_accepted(configure, overrides):
+    assert validate(configure(*overrides)).num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([f"{TP}=3"], f"{TP}=3 does not divide the model's 4 attention heads: use 1 or 2."),
+        ([f"{TP}=4"], f"{TP}=4 does not divide the model's 2 key-value heads: use 1 or 2."),
+        (["model.sequence_parallel=true"], "model.sequence_parallel=true needs"),
+        ([f"{PP}=3"], f"{PP}=3 does not divide the model's 4 layers: use 1, 2 or 4."),
+        ([f"{VPP}=2"], f"{VPP}=2 needs {PP} of 2 or more"),
+        ([f"{PP}=2", f"{VPP}=3"], f"{VPP}=3 does not divide the 2 layers"),
+        ([f"{PP}=2", "runtime.world_size=3"], "runtime.world_size=3 is not a multiple of the 2"),
+        (["rollout.max_model_len=513"], "rollout.max_model_len=513 is more than the model's 512"),
+        (["rollout.max_new_tokens=256"], "rollout.max_new_tokens=256 leaves no room"),
+        (["rollout.stop_token_ids=[2, 64]"], "rollout.stop_token_ids holds 64"),
+        (["rollout.stop_token_ids=[-1]"], "rollout.stop_token_ids holds -1"),
+        (["perturbation.layer_end=5"], "perturbation.layer_end=5 is beyond"),
+        (["perturbation.layer_start=4"], "perturbation.layer_start=4 leaves no layer"),
+        (["perturbation.layer_start=2", "perturbation.layer_end=2"], "leaves no layer before 2"),
+        (["trainer.global_batch_size=48"], "trainer.global_batch_size=48 does not divide the 256"),
+        (["trainer.micro_batch_size=48"], "trainer.global_batch_size=64 is not a multiple"),
+        (["runtime.world_size=8"], "8 data-parallel replicas"),
+        ([f"{PP}=2", f"{VPP}=2", "trainer.micro_batch_size=64"], "makes 1 micro-batches"),
+        (["task.name=file"], "task.name=file needs task.train"),
+        (["task.name=file", "task.train=nowhere"], "task.train=nowhere is not a file"),
+    ],
+)
+def test_what_cannot_run_is_refused(configure, overrides, expected):
+    assert expected in refusal(configure(*overrides))
+
+
+def test_batches_matter_only_for_training(configure):
+    config = configure("trainer.global_batch_size=48")
+    assert validate(config, for_training=False)
+
+
+def test_layout_arithmetic(configure):
+    config = configure(f"{TP}=2", "runtime.world_size=4", "trainer.micro_batch_size=8")
+    assert (world_size(config), data_parallel_size(config), num_microbatches(config)) == (4, 2, 4)
+    assert world_size(configure(f"{TP}=2", f"{PP}=2")) == 4
+
+
+def test_the_parameter_count_is_transformers_own(model):
+    from transformers import Qwen2ForCausalLM
+
+    expected = sum(p.numel() for p in Qwen2ForCausalLM(model_config()).parameters())
+    assert read_model_shape(model).num_parameters == expected
+
+
+def edit_config(model, **changes):
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+        ({"architectures": None}, "architecture"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers"),
+        ({"num_key_value_heads": None}, "num_key_value_heads"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"hidden_size": 130, "head_dim": None}, "hidden_size"),
+        ({"use_sliding_window": True}, "sliding-window"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "llama3"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"vocab_size": 20}, "tokenizer belongs to another model"),
+    ],
+)
+def test_models_that_would_compute_something_else(model, configure, changes, expected):
+    edit_config(model, **changes)
+    assert expected in refusal(configure(), for_training=False)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_files_that_are_missing_or_damaged(model, configure, name):
+    whole = (model / name).read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-2], b"\xff" * 100, b"[]"):
+        (model / name).write_bytes(damaged)
+        assert name in refusal(configure(), for_training=False)
+    (model / name).unlink()
+    assert name in refusal(configure(), for_training=False)
+
+
+def test_a_model_path_that_is_no_directory(configure, tmp_path):
+    for path in (tmp_path / "absent", tmp_path / "run.yaml"):
+        assert "not a directory" in refusal(configure(f"model.path='{path}'"))
+
+
+def test_shards_are_held_to_their_index(model, configure):
+    (model / "model.safetensors").unlink()
+    save_file({"a": torch.zeros(3)}, model / "one.safetensors")
+    save_file({"b": torch.zeros(3)}, model / "two.safetensors")
+    index = model / "model.safetensors.index.json"
+
+    def name_shards(**weight_map):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+
+    name_shards(a="one.safetensors", b="two.safetensors")
+    validate(configure())
+    name_shards(a="one.safetensors", b="one.safetensors")
+    assert "one.safetensors: lacks b" in refusal(configure())
+    name_shards(a="one.safetensors", b="three.safetensors")
+    assert "three.safetensors is missing" in refusal(configure())
+    index.write_text("{}")
+    assert "weight_map" in refusal(configure())
