@@ -1,0 +1,279 @@
+"""The real vLLM in its process, against transformers and against itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_qwen2 import hf_logprobs, make_model, weights_of
+
+from alp_megatron.errors import UserError
+from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
+from alp_megatron.rollout.sampling import to_trajectories
+from alp_megatron.rollout.settings import EngineSettings
+from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.weights.digest import digest
+
+MAX_LEN = 48
+PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]
+SEQUENCES = [[2, 3, 4, 9, 11], [7, 7, 8], [(5 * i) % 64 for i in range(MAX_LEN)]]
+CASES = {"float32 tied": ("float32", True), "bfloat16 untied": ("bfloat16", False)}
+
+
+def start(model_dir: str, dtype: str, directory: Path) -> VllmEngine:
+    settings = EngineSettings(
+        model_dir=model_dir,
+        device="cpu",
+        dtype=dtype,
+        max_model_len=MAX_LEN,
+        cpu_kv_cache_mib=16,
+        gpu_memory_utilization=0.4,
+        cpu_threads=1,
+        seed=0,
+    )
+    # A buffer smaller than the largest tensor: the updates go in pieces.
+    return VllmEngine(settings, directory / "vllm.log", buffer_bytes=8192)
+
+
+# A client in a process of its own, to be killed while its engine works.
+CLIENT = """
+import json, sys
+from pathlib import Path
+from test_vllm_engine import SEQUENCES, start
+model_dir, dtype = sys.argv[1:]
+engine = start(model_dir, dtype, Path(model_dir))
+scores = engine.score(SEQUENCES)
+print(json.dumps({"pid": engine.pid, "scores": scores}), flush=True)
+engine.score([[2, 3]] * 10**6)
+"""
+
+
+class Case:
+    """Two random checkpoints: an engine started on the first; a client, on the second."""
+
+    def __init__(self, directory: Path, dtype: str, tied: bool):
+        self.dtype = dtype
+        self.old = make_model(directory / "old", tied, seed=0)
+        self.new = make_model(directory / "new", tied, seed=1)
+        self.engine = start(self.old, dtype, directory / "old")
+        self.client = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, self.new, dtype],
+            cwd=Path(__file__).parent,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @cached_property
+    def fresh(self) -> dict:
+        """`pid` and `scores` of the client's engine, which was started on the new weights."""
+        return json.loads(self.client.stdout.readline())
+
+    def close(self) -> None:
+        self.engine.close()
+        self.client.kill()
+        self.client.communicate()
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    before = shared_memory()
+    made = {}
+    try:
+        for name, arguments in CASES.items():
+            made[name] = Case(tmp_path_factory.mktemp("engine"), *arguments)
+        yield made
+    finally:
+        for case in made.values():
+            case.close()
+    assert shared_memory() <= before
+
+
+@pytest.fixture(params=CASES)
+def case(cases, request):
+    """The engine holds the old weights at the start of each test."""
+    case = cases[request.param]
+    case.engine.update_weights(weights_of(case.old).items(), version=0)
+    return case
+
+
+def spec(**changes) -> SamplingSpec:
+    defaults = {"n": 3, "temperature": 0.7, "max_new_tokens": 8, "stop_token_ids": (), "seed": 5}
+    return SamplingSpec(**(defaults | changes))
+
+
+def largest(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b) > 0
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def test_counts_limits_and_stop_tokens(case):
+    samples = case.engine.generate(PROMPTS, spec(n=16, stop_token_ids=(3, 17, 40)))
+    assert [len(of_prompt) for of_prompt in samples] == [16] * len(PROMPTS)
+    flat = [sample for of_prompt in samples for sample in of_prompt]
+    assert {sample.finished for sample in flat} == {True, False}
+    for sample in flat:
+        assert len(sample.logprobs) == len(sample.response_ids)
+        stops = [token in (3, 17, 40) for token in sample.response_ids]
+        assert stops.index(True) == len(stops) - 1 if sample.finished else not any(stops)
+        assert sample.finished or len(stops) == 8
+
+
+def test_only_the_given_stop_tokens_stop_and_max_model_len_cuts(case):
+    prompt = list(range(2, 32))
+    samples = case.engine.generate([prompt], spec(n=64, temperature=2.0, max_new_tokens=100))[0]
+    assert {len(sample.response_ids) for sample in samples} == {MAX_LEN - len(prompt)}
+    assert any(1 in sample.response_ids[:-1] for sample in samples)  # 1 is the model's own
+
+
+def test_unfit_prompts_are_refused_by_name(case):
+    with pytest.raises(UserError, match="prompt 1 has 48 tokens.*1 to 47"):
+        case.engine.generate([[2], [2] * MAX_LEN], spec())
+    with pytest.raises(UserError, match="sequence 0 has 0 tokens"):
+        case.engine.score([[]])
+
+
+def test_the_seed_decides_the_samples(case):
+    first = case.engine.generate(PROMPTS, spec())
+    assert case.engine.generate(PROMPTS, spec()) == first
+    assert case.engine.generate(PROMPTS, spec(seed=6)) != first
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_sampled_logprobs_are_at_the_sampling_temperature(cases, temperature):
+    case = cases["float32 tied"]
+    case.engine.update_weights(weights_of(case.old).items(), version=0)
+    for prompt, samples in zip(
+        PROMPTS, case.engine.generate(PROMPTS, spec(temperature=temperature)), strict=True
+    ):
+        for sample in samples:
+            expected = hf_logprobs(case.old, prompt + sample.response_ids, temperature)
+            assert largest(sample.logprobs, expected[len(prompt) - 1 :]) < 1e-4
+
+
+def test_greedy_takes_the_likeliest_token(cases):
+    case = cases["float32 tied"]
+    case.engine.update_weights(weights_of(case.old).items(), version=0)
+    (sample,) = case.engine.generate([PROMPTS[0]], spec(n=1, temperature=0))[0]
+    for t, token in enumerate(sample.response_ids):
+        context = PROMPTS[0] + sample.response_ids[:t]
+        choices = [hf_logprobs(case.old, [*context, other])[-1] for other in range(64)]
+        assert choices.index(max(choices)) == token
+        assert abs(sample.logprobs[t] - max(choices)) < 1e-4
+
+
+def test_score_equals_transformers(case):
+    scores = sum(case.engine.score(SEQUENCES), [])
+    exact = sum((hf_logprobs(case.old, tokens) for tokens in SEQUENCES), [])
+    if case.dtype == "float32":
+        assert largest(scores, exact) < 1e-4
+        return
+    # As far from the exact values as another implementation's bfloat16 is, and no farther.
+    other = sum((hf_logprobs(case.old, tokens, dtype=torch.bfloat16) for tokens in SEQUENCES), [])
+    ours, theirs = torch.tensor([scores, other]).sub(torch.tensor(exact)).abs().mean(1)
+    assert 0 < ours < 1.5 * theirs
+
+
+def test_score_equals_the_logprobs_of_generation(case):
+    samples = case.engine.generate(PROMPTS, spec(temperature=1.0))
+    pairs = [(p, s) for p, of_prompt in zip(PROMPTS, samples, strict=True) for s in of_prompt]
+    scores = case.engine.score([prompt + sample.response_ids for prompt, sample in pairs])
+    tolerance = 1e-4 if case.dtype == "float32" else 0.2
+    for (prompt, sample), score in zip(pairs, scores, strict=True):
+        assert largest(sample.logprobs, score[len(prompt) - 1 :]) < tolerance
+
+
+def test_updated_weights_equal_a_fresh_engine_bit_for_bit(case):
+    before = case.engine.score(SEQUENCES)
+    weights = weights_of(case.new)
+    received = case.engine.update_weights(weights.items(), version=7, digests=True)
+    assert received == {name: digest(tensor) for name, tensor in weights.items()}
+    after = case.engine.score(SEQUENCES)
+    assert after == case.fresh["scores"]
+    assert all(largest(a, b) > 0.1 for a, b in zip(after, before, strict=True))
+    samples = case.engine.generate(PROMPTS, spec())
+    assert {sample.policy_version for of_prompt in samples for sample in of_prompt} == {7}
+
+
+NAME = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda items: [i for i in items if i[0] != NAME], f"{NAME} did not come"),
+        (lambda items: [*items, ("stray.weight", torch.zeros(2))], "no tensor stray.weight"),
+        (lambda items: [*items, items[0]], "came twice"),
+        (lambda items: [(n, t[1:] if n == NAME else t) for n, t in items], f"{NAME} has shape"),
+    ],
+    ids=["missing", "unknown", "repeated", "shape"],
+)
+def test_a_spoilt_update_names_the_tensor_and_a_whole_one_mends(cases, spoil, message):
+    case = cases["bfloat16 untied"]
+    weights = list(weights_of(case.old).items())
+    case.engine.update_weights(weights, version=1)
+    expected = case.engine.score(SEQUENCES)
+    with pytest.raises(EngineError, match=message):
+        case.engine.update_weights(spoil(weights), version=2)
+    with pytest.raises(EngineError, match="not whole"):
+        case.engine.score(SEQUENCES)
+    case.engine.update_weights(weights, version=3)
+    assert case.engine.score(SEQUENCES) == expected
+
+
+def test_trajectories_keep_tokens_and_number_samples(case):
+    samples = case.engine.generate(PROMPTS, spec(n=2))
+    trajectories = to_trajectories(PROMPTS, samples, first_sample_id=100, first_group_id=10)
+    assert [t.sample_id for t in trajectories] == [100, 101, 102, 103, 104, 105]
+    assert [t.group_id for t in trajectories] == [10, 10, 11, 11, 12, 12]
+    assert trajectories[3].prompt_ids == PROMPTS[1]
+    assert trajectories[3].response_ids == samples[1][1].response_ids
+    assert trajectories[3].rollout_logprobs == samples[1][1].logprobs
+    assert trajectories[3].loss_mask == [1] * len(samples[1][1].response_ids)
+
+
+def test_a_model_that_cannot_load_is_reported(tmp_path):
+    make_model(tmp_path, tied=True, seed=0)
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(EngineError, match="vllm.log"):
+        start(str(tmp_path), "float32", tmp_path).wait_ready()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killing_the_client_ends_its_engine(case):
+    engine = case.fresh["pid"]
+    assert alive(engine)
+    case.client.kill()
+    deadline = time.monotonic() + 10
+    while alive(engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(engine)
+
+
+def test_a_killed_engine_is_reported_with_its_log(cases):
+    """Last: it uses up an engine."""
+    case = cases["float32 tied"]
+    with open(Path(case.old) / "vllm.log", "a") as log:
+        log.write("the last words\n")
+    os.kill(case.engine.pid, signal.SIGINT)  # Ctrl-C at the console: it must not mind
+    assert len(case.engine.score([[2, 3]])) == 1
+    os.kill(case.engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineDied, match=r"SIGKILL[\s\S]*vllm.log[\s\S]*the last words"):
+        case.engine.score([[2, 3]])
+    with pytest.raises(EngineDied):
+        case.engine.score([[2, 3]])
