@@ -48,20 +48,12 @@ def _check_occupation(run_dir: Path, resume: bool) -> None:
             f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "
             "another run_dir."
         )
-    if resume and not _checkpoints(run_dir):
+    # A checkpoint that is not yet whole has a leading dot.
+    if resume and not any(run_dir.glob("checkpoints/step_*")):
         raise UserError(
             f"run_dir={run_dir} holds no checkpoint to resume from: start without --resume in "
             "an empty run_dir."
         )
-
-
-def _checkpoints(run_dir: Path) -> list[Path]:
-    """Finished checkpoints; those being written have a leading dot or end in .tmp."""
-    return [
-        path
-        for path in (run_dir / "checkpoints").glob("[!.]*")
-        if path.is_dir() and path.suffix != ".tmp"
-    ]
 
 
 def _check_space(run_dir: Path, config: Config) -> None:

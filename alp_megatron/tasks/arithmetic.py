@@ -47,7 +47,7 @@ class Problem:
 def problems(seed: int | str, count: int, split: Split) -> list[Problem]:
     """`count` problems of a split, drawn with replacement; equal arguments give equal lists."""
     rng = random.Random(str(seed))
-    drawn = []
+    drawn: list[Problem] = []
     while len(drawn) < count:
         problem = _draw(rng)
         if problem.split == split:
@@ -60,18 +60,16 @@ def worked_solution(
 ) -> str:
     """The supervised target, such as `7+8=15;15-3=12;12+6=18`, without the end token.
 
-    With `error_rate` (which needs `rng`), each result is off by one with that probability, as
-    in work done by hand, and carried on. A model trained on such text slips as often when it
-    is sampled, while its likeliest answer is right: reinforcement learning has something to
-    mend.
+    With probability `error_rate` (above 0 it needs `rng`) it is instead a guess without the
+    working, near the answer but wrong, such as `7+8-3+6=19`. A model trained on the mixture
+    guesses as often when it is sampled, so that its score stays below 1 - error_rate until
+    reinforcement learning teaches it to show its working.
     """
-    result, lines = problem.operands[0], []
-    for op, operand in zip(problem.operators, problem.operands[1:], strict=True):
-        left, result = result, _apply(result, op, operand)
-        if error_rate and rng.random() < error_rate:
-            result += rng.choice((-1, 1))
-        lines.append(f"{left}{op}{operand}={result}")
-    return ";".join(lines)
+    if rng is not None and rng.random() < error_rate:
+        return f"{problem.text}={problem.answer + rng.choice((-2, -1, 1, 2))}"
+    lefts = (problem.operands[0], *problem.results[:-1])
+    steps = zip(lefts, problem.operators, problem.operands[1:], problem.results, strict=True)
+    return ";".join(f"{left}{op}{right}={result}" for left, op, right, result in steps)
 
 
 def _draw(rng: random.Random) -> Problem:

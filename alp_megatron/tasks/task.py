@@ -53,6 +53,7 @@ def build_task(config: Config) -> Task:
     prompts = config.rollout.prompts_per_step
     room = config.rollout.max_model_len - config.rollout.max_new_tokens
     if config.task.name == "file":
+        assert config.task.train and config.task.eval, "validate() refuses a missing file"
         items = read_items(config.task.train, tokenizer, room)
         source: PromptSource = ShuffledItems(items, config.seed, prompts)
         held_out = read_items(config.task.eval, tokenizer, room)

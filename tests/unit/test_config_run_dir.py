@@ -52,9 +52,8 @@ def test_an_empty_directory_is_taken_and_an_occupied_one_is_not(config, tmp_path
 def test_resume_needs_a_finished_checkpoint(config):
     assert "no checkpoint" in refusal(config, resume=True)
     run_dir = prepare_run_dir(config, resume=False)
-    for unfinished in ("step_1.tmp", ".step_1"):
-        (run_dir / "checkpoints" / unfinished).mkdir(parents=True)
-        assert "no checkpoint" in refusal(config, resume=True)
+    (run_dir / "checkpoints" / ".step_1.partial").mkdir(parents=True)
+    assert "no checkpoint" in refusal(config, resume=True)
     (run_dir / "checkpoints" / "step_1").mkdir()
     assert prepare_run_dir(config, resume=True) == run_dir
 
