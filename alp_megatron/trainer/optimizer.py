@@ -60,7 +60,12 @@ def build_optimizer(
     sigma_lr = config.perturbation.perturb_lr
     overrides = get_standard_config_overrides(settings)
     overrides[ParamKey(name=f"*{PRIVATE_SUFFIX}")] = ParamGroupOverride(
-        max_lr=sigma_lr, min_lr=sigma_lr, wd_mult=0.0
+        max_lr=sigma_lr,
+        min_lr=sigma_lr,
+        wd_mult=0.0,
+        # A checkpoint tells groups apart by this mark: without it the sigmas would resume with
+        # the settings of the norms and biases, which have no weight decay either.
+        is_decoupled_lr=True,
     )
     optimizer = get_megatron_optimizer(
         settings,

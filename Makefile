@@ -1,0 +1,55 @@
+# make train          train the quickstart (CPU; DEVICE=cuda for the GPU stack)
+# make test           lint and the default tests
+# make test-slow      the tests marked slow
+# make bench          the benchmarks
+
+PYTHON ?= python3.11
+DEVICE ?= cpu
+CONFIG ?= configs/quickstart.yaml
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: train resume test test-slow lint bench doctor install
+
+train: install
+	$(BIN)/alp-megatron train $(CONFIG) $(ARGS)
+
+resume: install
+	$(BIN)/alp-megatron train $(CONFIG) --resume $(ARGS)
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks.all
+
+doctor: install
+	$(BIN)/alp-megatron doctor
+
+install: $(INSTALLED)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.installed-cpu: requirements/cpu.txt requirements/cpu-nodeps.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -r requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu-nodeps.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-cuda: requirements/cuda.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet torch==2.13.0 setuptools wheel pybind11 ninja
+	$(BIN)/pip install --quiet --no-build-isolation -r requirements/cuda.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@

@@ -1,0 +1,156 @@
+"""What the training processes do in the tests of this folder."""
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+import alp_megatron.perturbation.layer as perturbed_layer
+from alp_megatron.model.microbatch import Sequence
+from alp_megatron.perturbation import NoiseKey, add_noise
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.logprobs import token_logprobs
+from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.weights.export import ExportPlan
+from tests.distributed.layouts import KEY
+
+
+def logprobs(config, rank, sequences: list[list[int]], key: NoiseKey | None = None) -> dict:
+    """{sample_id: log-probabilities} as every rank has them."""
+    learner = Learner(config, rank.device, training=False)
+    samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
+    return token_logprobs(learner, samples, key=key)
+
+
+def noise(config, rank, sequences: list[list[int]]) -> dict:
+    """{(layer, sample_id, position): sigma * z as the layer draws it} of this rank's rows."""
+    drawn = {}
+
+    def recording(hidden_states, log_scale, sigma0, plan, layer, mode):
+        rows = add_noise(
+            torch.zeros_like(hidden_states), log_scale, sigma0, plan, layer, mode
+        ).flatten(0, 1)
+        places = zip(plan.sample_ids.tolist(), plan.positions.tolist(), strict=True)
+        for (sample_id, position), row in zip(places, rows, strict=True):
+            if sample_id >= 0:
+                drawn[layer, sample_id, position] = row.detach().numpy().tobytes()
+        return add_noise(hidden_states, log_scale, sigma0, plan, layer, mode)
+
+    perturbed_layer.add_noise = recording
+    try:
+        logprobs(config, rank, sequences, KEY)
+    finally:
+        perturbed_layer.add_noise = add_noise
+    return drawn
+
+
+def update_gradients(config, rank, trajectories: list, old_logprobs: dict | None = None) -> dict:
+    """One real update (learning rates 0): the loss and every gradient under its Hugging Face name.
+
+    Rank 0 holds them; `s_l` are under "log_sigma_scale.{layer}".
+    """
+    learner = Learner(config, rank.device)
+    record = update_policy(learner, trajectories, old_logprobs, KEY)
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    own = {}
+    with torch.no_grad():
+        for chunk in learner.chunks:
+            for layer in chunk.decoder.layers:
+                own[f"log_sigma_scale.{layer.layer_number - 1}"] = (
+                    layer.log_sigma_scale.main_grad.clone()
+                )
+            for parameter in chunk.parameters():
+                parameter.copy_(parameter.main_grad)
+    gradients = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    stages = [None] * dist.get_world_size(parallel_state.get_pipeline_model_parallel_group())
+    dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
+    for stage in stages:
+        gradients |= stage
+    return {
+        "loss": record.loss,
+        "grad_norm": record.grad_norm,
+        "tokens": record.tokens,
+        "gradients": gradients,
+        "effective_fraction": record.noise_changed / max(record.noise_total, 1),
+        "padding_share": record.padding_tokens / record.computed_tokens,
+    }
+
+
+def weights_after_updates(config, rank, trajectories: list, updates: int) -> dict:
+    """The exported weights after some updates on the same mini-batch, on rank 0."""
+    learner = Learner(config, rank.device)
+    for index in range(updates):
+        update_policy(learner, trajectories, None, NoiseKey(7, 3, index))
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+
+
+def exported(config, rank) -> dict:
+    """The export stream of freshly loaded weights, on rank 0, in order."""
+    learner = Learner(config, rank.device, training=False)
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+
+
+def loss_at_scales(config, rank, trajectories: list, layer: int, shifts: list[float]) -> list:
+    """The loss with s_l of one layer at each of some values, at fixed noise."""
+    learner = Learner(config, rank.device)
+    scale = learner.chunks[0].decoder.layers[layer].log_sigma_scale
+    losses = []
+    for shift in shifts:
+        with torch.no_grad():
+            scale.fill_(shift)
+        losses.append(update_policy(learner, trajectories, None, KEY).loss)
+    return losses
+
+
+def update_with_nan(config, rank, trajectories: list) -> dict:
+    """An update whose gradient is not a number, then a sound one; weights after each."""
+    learner = Learner(config, rank.device)
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+
+    def weights():
+        return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+
+    before = weights()
+    advantage, trajectories[0].advantage = trajectories[0].advantage, float("nan")
+    poisoned = update_policy(learner, trajectories, None, KEY)
+    after_poison = weights()
+    trajectories[0].advantage = advantage
+    sound = update_policy(learner, trajectories, None, KEY)
+    return {
+        "skipped": [poisoned.skipped, sound.skipped],
+        "unchanged": all(torch.equal(before[n], after_poison[n]) for n in before),
+        "trained": any(not torch.equal(before[n], t) for n, t in weights().items()),
+    }
+
+
+def save_then_continue(config, rank, run_dir: str, trajectories: list) -> dict:
+    """Two updates, a checkpoint, two more; the final weights and sigmas on rank 0."""
+    return _updates_and_weights(config, rank, run_dir, trajectories, save=True)
+
+
+def load_then_continue(config, rank, run_dir: str, trajectories: list) -> dict:
+    """The last two updates of `save_then_continue`, from its checkpoint."""
+    return _updates_and_weights(config, rank, run_dir, trajectories, save=False)
+
+
+def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
+    from pathlib import Path
+
+    from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint, save_checkpoint
+    from alp_megatron.trainer.sigmas import sigmas
+
+    learner = Learner(config, rank.device)
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    counters = {}
+    if save:
+        for index in range(2):
+            update_policy(learner, trajectories, None, NoiseKey(7, 0, index))
+        save_checkpoint(Path(run_dir), 1, learner, plan, {"policy_version": 5})
+    else:
+        counters = load_checkpoint(checkpoint_dirs(Path(run_dir))[-1], learner)
+    for index in range(2):
+        update_policy(learner, trajectories, None, NoiseKey(7, 1, index))
+    scales = sigmas(learner.chunks, config.perturbation.sigma0)
+    weights = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    return {"weights": weights, "sigmas": scales, "counters": counters}

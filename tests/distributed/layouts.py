@@ -1,0 +1,100 @@
+"""The layouts that must all compute the same thing."""
+
+import random
+
+from alp_megatron.config.schema import (
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    PerturbationConfig,
+    RuntimeConfig,
+    TrainerConfig,
+)
+from alp_megatron.perturbation import NoiseKey
+from alp_megatron.trajectory import Trajectory
+
+KEY = NoiseKey(seed=7, step=3, update=1)
+
+NUM_SAMPLES = 8
+
+# name -> (processes, model settings, trainer settings)
+LAYOUTS = {
+    "tp2": (2, {"tensor_model_parallel_size": 2}, {}),
+    "tp2-sp": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, {}),
+    "pp2": (2, {"pipeline_model_parallel_size": 2}, {}),
+    "pp2-vpp2": (
+        2,
+        {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+        {},
+    ),
+    "dp2": (2, {}, {}),
+    "tp2-pp2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, {}),
+    "tp2-sp-dp2": (4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, {}),
+    "micro-batch-1": (1, {}, {"micro_batch_size": 1}),
+    "micro-batch-4": (1, {}, {"micro_batch_size": 4}),
+    "unpacked": (1, {}, {"packing": False, "micro_batch_size": 4}),
+    "recompute-selective": (1, {"recompute_granularity": "selective"}, {}),
+    "recompute-full": (1, {"recompute_granularity": "full"}, {}),
+    "everything": (
+        4,
+        {
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "recompute_granularity": "full",
+            "logprob_chunk_tokens": 5,
+        },
+        {"packing": False},
+    ),
+}
+
+
+def config_for(model_dir: str, layout: str | None = None, **sections) -> Config:
+    """A configuration in one of LAYOUTS (None: one process) with learning rates 0."""
+    processes, model, trainer = LAYOUTS[layout] if layout else (1, {}, {})
+    defaults = {"micro_batch_size": 2, "global_batch_size": NUM_SAMPLES, "clip_grad": 0.0}
+    fixed = {"lr": 0.0, "use_distributed_optimizer": False}
+    return Config(
+        model=ModelConfig(path=model_dir, **({"logprob_chunk_tokens": 16} | model)),
+        trainer=TrainerConfig(**(defaults | fixed | trainer | sections.pop("trainer", {}))),
+        perturbation=PerturbationConfig(
+            **({"sigma0": 0.02, "perturb_lr": 0.0} | sections.pop("perturbation", {}))
+        ),
+        objective=ObjectiveConfig(**sections.pop("objective", {})),
+        runtime=RuntimeConfig(world_size=processes),
+        **sections,
+    )
+
+
+def processes_of(layout: str | None) -> int:
+    return LAYOUTS[layout][0] if layout else 1
+
+
+def some_sequences(vocab_size: int = 61) -> list[list[int]]:
+    """Token ids of awkward, different lengths."""
+    rng = random.Random(1)
+    lengths = [5, 17, 9, 12, 30, 8, 2, 21]
+    return [[rng.randrange(vocab_size) for _ in range(n)] for n in lengths]
+
+
+def some_trajectories() -> list[Trajectory]:
+    """Samples with prompts, masked tool output, and rollout log-probs near a random model's."""
+    rng = random.Random(2)
+    result = []
+    for index, tokens in enumerate(some_sequences()):
+        prompt = max(1, len(tokens) // 3)
+        response = tokens[prompt:]
+        result.append(
+            Trajectory(
+                sample_id=100 + index,
+                group_id=index // 4,
+                prompt_ids=tokens[:prompt],
+                response_ids=response,
+                loss_mask=[0 if rng.random() < 0.2 else 1 for _ in response],
+                rollout_logprobs=[-4.1 + rng.gauss(0, 0.5) for _ in response],
+                policy_version=0,
+                advantage=rng.gauss(0, 1),
+            )
+        )
+    return result
