@@ -66,7 +66,7 @@ class VllmEngine:
         if not self._ready:
             try:
                 self._receive()
-            except EngineError:
+            except (EngineError, UserError):
                 self.close()
                 raise
             self._ready = True
@@ -137,6 +137,8 @@ class VllmEngine:
         except (EOFError, OSError):
             raise self._death() from None
         self._idle = kind != "more"
+        if kind == "user error":
+            raise UserError(value)
         if kind == "error":
             raise EngineError(f"{value} (vLLM's log: {self._log_path})")
         return kind, value

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+from alp_megatron.errors import UserError
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -71,6 +73,9 @@ def main() -> None:
         # The client closed the channel: that is how it ends this process. Nothing is left to
         # tidy up, and vLLM's own teardown would take seconds.
         os._exit(0)
+    except UserError as error:
+        channel.send(("user error", str(error)))
+        sys.exit(1)
     except Exception as error:
         traceback.print_exc()
         channel.send(("error", f"{type(error).__name__}: {error}"))

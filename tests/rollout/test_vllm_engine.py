@@ -84,13 +84,26 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
+# As in a worker of torchrun: an engine that believed it would wait for the other rank.
+TORCHRUN = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "1",
+}
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     before = shared_memory()
     made = {}
     try:
-        for name, arguments in CASES.items():
-            made[name] = Case(tmp_path_factory.mktemp("engine"), *arguments)
+        with pytest.MonkeyPatch.context() as environment:
+            for key, value in TORCHRUN.items():
+                environment.setenv(key, value)
+            for name, arguments in CASES.items():
+                made[name] = Case(tmp_path_factory.mktemp("engine"), *arguments)
         yield made
     finally:
         for case in made.values():
