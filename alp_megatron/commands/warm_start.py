@@ -12,6 +12,9 @@ from alp_megatron.config.validate import validate
 from alp_megatron.errors import UserError
 from alp_megatron.runtime.launcher import launch
 
+# The model first learns to work a problem out, then from text with wrong guesses in it.
+_CLEAN_SHARE = 0.75
+
 
 def warm_start(config_path: str, overrides: list[str], out: str) -> int:
     """Train `trainer.steps` updates from random weights; `--out` becomes a Hugging Face model.
@@ -57,13 +60,14 @@ def _job(config: Config, rank, out: str) -> None:
     learner = Learner(config, rank.device)
     tokenizer = load_tokenizer(config.model.path)
     for step in range(config.trainer.steps):
+        slip_rate = config.task.slip_rate if step >= _CLEAN_SHARE * config.trainer.steps else 0.0
         rng = random.Random(f"{config.seed}:{step}")
         sequences = []
         for index, problem in enumerate(
             problems(f"{config.seed}:{step}", config.trainer.global_batch_size, "train")
         ):
             prompt = arithmetic_item(tokenizer, problem).prompt_ids
-            text = worked_solution(problem, error_rate=config.task.slip_rate, rng=rng)
+            text = worked_solution(problem, error_rate=slip_rate, rng=rng)
             target = [*tokenizer.encode(text), tokenizer.eos_token_id]
             sequences.append(Sequence(index, prompt + target, first_predicted=len(prompt)))
         count = sum(len(s.token_ids) - s.first_predicted for s in sequences)

@@ -48,7 +48,7 @@ class RolloutConfig(Section):
     engine: Literal["vllm"] = "vllm"
     prompts_per_step: int = Field(32, ge=1)
     samples_per_prompt: int = Field(8, ge=2)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2)  # vLLM takes no higher one
     max_new_tokens: int = Field(64, ge=1)
     max_model_len: int = Field(256, ge=2)
     stop_token_ids: list[int] = Field(
@@ -86,7 +86,7 @@ class EvaluationConfig(Section):
     interval: int = Field(10, ge=1, description="in steps; base and last are always evaluated")
     prompts: int = Field(128, ge=1)
     samples_per_prompt: int = Field(4, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, le=2)
 
 
 class TaskConfig(Section):
@@ -95,7 +95,10 @@ class TaskConfig(Section):
     eval: str | None = Field(None, description="JSONL or parquet file, for task.name=file")
     reward: Literal["exact", "math_verify"] = "exact"
     slip_rate: float = Field(
-        0.0, ge=0, lt=1, description="share of wrong results in warm-start's worked solutions"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of wrong guesses in the last quarter of warm-start's text",
     )
 
 

@@ -6,8 +6,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from alp_megatron.errors import RunError
 
-class EngineError(RuntimeError):
+
+class EngineError(RunError):
     """The engine refused a request, or could not start; the message says why."""
 
 

@@ -5,7 +5,6 @@ request after another until the channel ends, and cannot outlive the client: Lin
 the client dies.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -14,15 +13,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from alp_megatron.errors import UserError
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(1)
+from alp_megatron.runtime.lifetime import die_with_parent
 
 
 def pulled_buckets(channel: Connection) -> Iterator[list]:
