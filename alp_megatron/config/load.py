@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from alp_megatron.config.schema import Config, Section
 from alp_megatron.config.yaml_io import dump_yaml, parse_yaml, read_mapping
 from alp_megatron.errors import UserError
+from alp_megatron.objectives.methods import with_method_defaults
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -32,7 +33,9 @@ def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Con
         _merge(tree, _parse_override(override))
     tree.setdefault("model", {})  # so that what is missing is model.path, not model
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
+        config.objective = with_method_defaults(config.objective)
+        return config
     except ValidationError as error:
         raise UserError(_explain(error.errors()[0])) from error
 

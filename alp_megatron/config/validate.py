@@ -32,6 +32,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     _check_lengths(config, shape)
     _check_perturbed_layers(config, shape)
     if for_training:
+        _check_objective(config)
         _check_batches(config)
         _check_task(config)
     return shape
@@ -124,6 +125,14 @@ def _check_perturbed_layers(config: Config, shape: ModelShape) -> None:
         raise UserError(
             f"perturbation.layer_start={start} leaves no layer before {end or layers}: use a "
             "smaller one, or perturbation.sigma0=0 for no noise."
+        )
+
+
+def _check_objective(config: Config) -> None:
+    if config.objective.length_normalized and config.objective.level == "token":
+        raise UserError(
+            "objective.length_normalized=true has no meaning for objective.level=token: set "
+            "objective.level=sequence or drop it."
         )
 
 

@@ -1,14 +1,9 @@
-"""The methods: what each one compares the training policy with, and the loss they share."""
+"""The methods: what each one compares the training policy with. Light: no torch import."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.objectives.normalization import loss_weights
-from alp_megatron.objectives.policy_loss import clipped_policy_loss
-from alp_megatron.objectives.ratios import log_ratio
 
 
 @dataclass(frozen=True)
@@ -47,81 +42,3 @@ def with_method_defaults(config: ObjectiveConfig) -> ObjectiveConfig:
     defaults = METHODS[config.method].defaults
     unset = {key: value for key, value in defaults.items() if key not in config.model_fields_set}
     return config.model_copy(update=unset)
-
-
-@dataclass(frozen=True)
-class LossInputs:
-    """A micro-batch of whole sequences, flat over response tokens.
-
-    Attributes:
-        logprobs: fp32 [t], the training policy, with gradient.
-        rollout_logprobs: [t].
-        old_logprobs: [t], or None where the method does not need them.
-        advantages: [t].
-        mask: [t], 1 where the policy sampled the token, else 0.
-        sequence_index: int64 [t], in [0, num_sequences).
-        num_tokens_global, num_sequences_global: of the mini-batch, see `loss_weights`.
-    """
-
-    logprobs: Tensor
-    rollout_logprobs: Tensor
-    old_logprobs: Tensor | None
-    advantages: Tensor
-    mask: Tensor
-    sequence_index: Tensor
-    num_sequences: int
-    num_tokens_global: int
-    num_sequences_global: int
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """`loss` is this micro-batch's share of the mini-batch's loss; the rest is [t], detached.
-
-    The flags are those of `PolicyLoss`, False at masked tokens.
-    """
-
-    loss: Tensor
-    log_ratio: Tensor
-    clip_low: Tensor
-    clip_high: Tensor
-    dual_clip: Tensor
-
-
-def policy_objective(config: ObjectiveConfig, batch: LossInputs) -> LossOutput:
-    """The loss of a micro-batch. Sum it over micro-batches and data-parallel ranks."""
-    method = METHODS[config.method]
-    denominator = batch.rollout_logprobs if method.denominator == "rollout" else batch.old_logprobs
-    assert denominator is not None, f"method {config.method} needs old_logprobs"
-    sequences = (batch.sequence_index, batch.num_sequences)
-
-    ratio = log_ratio(
-        batch.logprobs,
-        denominator,
-        batch.mask,
-        *sequences,
-        level=config.level,
-        length_normalized=config.length_normalized,
-    )
-    policy = clipped_policy_loss(
-        ratio,
-        batch.advantages,
-        eps_low=config.eps_low,
-        eps_high=config.eps_high,
-        dual_clip=config.dual_clip,
-    )
-    weights = loss_weights(
-        batch.mask,
-        *sequences,
-        mode=config.loss_normalization,
-        num_tokens_global=batch.num_tokens_global,
-        num_sequences_global=batch.num_sequences_global,
-    )
-    unmasked = batch.mask > 0
-    return LossOutput(
-        loss=(policy.per_token * weights).sum(),
-        log_ratio=ratio.detach(),
-        clip_low=policy.clip_low & unmasked,
-        clip_high=policy.clip_high & unmasked,
-        dual_clip=policy.dual_clip & unmasked,
-    )

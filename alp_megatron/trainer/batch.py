@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alp_megatron.model.microbatch import MicroBatch, Sequence
-from alp_megatron.objectives.methods import LossInputs
+from alp_megatron.objectives.objective import LossInputs
 from alp_megatron.trajectory import Trajectory
 
 

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alp_megatron.model.microbatch import MicroBatch
-from alp_megatron.objectives.methods import METHODS, policy_objective
+from alp_megatron.objectives.methods import METHODS
+from alp_megatron.objectives.objective import policy_objective
 from alp_megatron.perturbation import NoiseKey, perturbation
 from alp_megatron.trainer.batch import MiniBatch, as_sequence
 from alp_megatron.trainer.learner import Learner

@@ -102,12 +102,9 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
 
 def _first_sync(run: Run, fresh: bool) -> None:
     """A run's first sync is verified; a resumed run restores the version it had."""
-    prompts = []
-    if run.driver:
-        prompts = [item.prompt_ids for item in run.driver.task.train_batch(0)]
     base = Checkpoint(run.config.model.path) if fresh else None
     agreement = verified_sync(
-        run.learner, run.plan, run.engine, run.rollout_dtype, run.policy_version, base, prompts
+        run.learner, run.plan, run.driver, run.rollout_dtype, run.policy_version, base
     )
     if run.output:
         run.output.say(

@@ -4,7 +4,9 @@ import torch
 import torch.distributed as dist
 
 from alp_megatron.model.microbatch import Sequence
-from alp_megatron.rollout.engine import RolloutEngine, SamplingSpec
+from alp_megatron.rollout.engine import RolloutEngine
+from alp_megatron.trainer.batch import as_sequence
+from alp_megatron.trainer.driver import Driver
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.weights.export import ExportPlan
@@ -15,6 +17,8 @@ from alp_megatron.weights.verify import (
     check_logprobs,
     check_same_tensors,
 )
+
+GATE_SAMPLES = 64  # responses whose log-probabilities both sides compute at the first sync
 
 
 def sync(plan: ExportPlan, engine: RolloutEngine | None, dtype: torch.dtype, version: int) -> None:
@@ -30,45 +34,38 @@ def sync(plan: ExportPlan, engine: RolloutEngine | None, dtype: torch.dtype, ver
 def verified_sync(
     learner: Learner,
     plan: ExportPlan,
-    engine: RolloutEngine | None,
+    driver: Driver | None,
     dtype: torch.dtype,
     version: int,
     base: Checkpoint | None,
-    prompts: list[list[int]],
 ) -> dict[str, float]:
     """`sync`, and the proof that it worked: every tensor's fingerprint, then log-probabilities.
 
     Args:
         base: the model that the run started from, if nothing has been trained yet.
-        prompts: rank 0's; the engine continues them and both sides score the result.
 
     Returns `max_abs_diff` and `k3` of the log-probabilities, on rank 0.
     """
     stream = plan.stream(dtype)
-    sequences = [None]
-    if engine is not None:
+    responses: list[Sequence] = []
+    if driver is not None:
         sent = Digests()
-        received = engine.update_weights(sent.record(stream), version, digests=True)
+        received = driver.engine.update_weights(sent.record(stream), version, digests=True)
         check_same_tensors(sent.of, received)
         if base is not None:
             check_against_checkpoint(sent.of, base, dtype)
-        sampling = SamplingSpec(1, 1.0, 16, (), seed=0)
-        samples = engine.generate(prompts, sampling)
-        sequences = [[p + s[0].response_ids for p, s in zip(prompts, samples, strict=True)]]
+        responses = [as_sequence(t) for t in driver.rollout(step=0)[:GATE_SAMPLES]]
     else:
         for _ in stream:
             pass
-    dist.broadcast_object_list(sequences, src=0)
-    ours = _score(learner, sequences[0])
-    if engine is None:
+    holder = [responses]
+    dist.broadcast_object_list(holder, src=0)
+    ours = token_logprobs(learner, holder[0])
+    if driver is None:
         return {}
+    theirs = driver.engine.score([s.token_ids for s in responses])
     return check_logprobs(
-        ours, engine.score(sequences[0]), learner.config.rollout.gate_max_abs_diff
+        [ours[s.sample_id].tolist() for s in responses],
+        [row[s.first_predicted - 1 :] for s, row in zip(responses, theirs, strict=True)],
+        learner.config.rollout.gate_max_abs_diff,
     )
-
-
-def _score(learner: Learner, sequences: list[list[int]]) -> list[list[float]]:
-    """The trainer's log-probabilities of every token but each sequence's first."""
-    numbered = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
-    logprobs = token_logprobs(learner, numbered)
-    return [logprobs[i].tolist() for i in range(len(sequences))]

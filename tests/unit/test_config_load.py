@@ -157,3 +157,13 @@ def test_the_resolved_file_reads_back_equal(write):
 def test_the_quickstart_loads():
     root = Path(__file__).parents[2]
     assert load_config(root / "configs" / "quickstart.yaml").model.sequence_parallel
+
+
+def test_a_method_brings_its_own_defaults(write):
+    def bounds(*overrides):
+        objective = load_config(write("model: {path: x}"), list(overrides)).objective
+        return objective.eps_low, objective.eps_high, objective.dual_clip
+
+    assert bounds() == (0.5, 3.0, 3.0)
+    assert bounds("objective.method=grpo") == (0.2, 0.28, 10.0)
+    assert bounds("objective.method=grpo", "objective.eps_high=0.4") == (0.2, 0.4, 10.0)

@@ -96,6 +96,12 @@ def test_what_cannot_run_is_refused(configure, overrides, expected):
     assert expected in refusal(configure(*overrides))
 
 
+def test_length_normalisation_belongs_to_the_sequence_level(configure):
+    settings = ["objective.length_normalized=true", "objective.level=token"]
+    assert "objective.length_normalized" in refusal(configure(*settings))
+    validate(configure("objective.length_normalized=true", "objective.level=sequence"))
+
+
 def test_batches_matter_only_for_training(configure):
     config = configure("trainer.global_batch_size=48")
     assert validate(config, for_training=False)

@@ -7,12 +7,8 @@ import pytest
 import torch
 
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.objectives.methods import (
-    METHODS,
-    LossInputs,
-    policy_objective,
-    with_method_defaults,
-)
+from alp_megatron.objectives.methods import METHODS, with_method_defaults
+from alp_megatron.objectives.objective import LossInputs, policy_objective
 from alp_megatron.objectives.policy_loss import clipped_policy_loss
 
 CLIP = {"eps_low": 0.5, "eps_high": 3.0, "dual_clip": 3.0}  # r in [0.5, 4], c = 3
