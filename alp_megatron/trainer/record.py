@@ -21,7 +21,8 @@ def step_record(
     Args:
         trajectories: the step's samples.
         clean: unperturbed log-probabilities by sample id, at the weights that sampled.
-        updates: in order; `mismatch_perturbed/` and `ratio/` pool their tokens.
+        updates: in order; `loss/`, `entropy`, `ratio/` and `mismatch_perturbed/` are of those
+            that were made: a skipped one may hold numbers that are not finite.
         sigmas: by layer, after the updates; zeros where the method has no noise.
         version: of the trainer's weights when the updates began.
         seconds: by phase.
@@ -34,9 +35,13 @@ def step_record(
         "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
     }
     pooled = {name: np.concatenate([u.tokens[name] for u in updates]) for name in updates[0].tokens}
+    made = np.repeat(
+        [not u.skipped for u in updates], [len(u.tokens["sample_id"]) for u in updates]
+    )
     order = np.argsort(pooled["sample_id"], kind="stable")
     pooled = {name: values[order] for name, values in pooled.items()}
     mask = flat["mask"]
+    made_mask = mask * made[order]
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
     computed = sum(u.computed_tokens for u in updates)
@@ -44,19 +49,19 @@ def step_record(
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "loss/policy": float(np.mean([u.loss for u in updates])),
-        "grad_norm": _finite_mean([u.grad_norm for u in updates]),
-        "entropy": float(pooled["entropies"][mask > 0].mean()),
+        "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
+        "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
+        "entropy": _mean(pooled["entropies"][made_mask > 0]),
         **ratio_metrics(
             pooled["log_ratio"],
-            mask,
+            made_mask,
             pooled["clip_low"],
             pooled["clip_high"],
             pooled["dual_clip"],
         ),
         **mismatch_metrics(flat["clean"], flat["rollout"], mask, flat["index"], "mismatch"),
         **mismatch_metrics(
-            pooled["logprobs"], flat["rollout"], mask, flat["index"], "mismatch_perturbed"
+            pooled["logprobs"], flat["rollout"], made_mask, flat["index"], "mismatch_perturbed"
         ),
         "alp/sigma_mean": float(np.mean(sigmas)),
         "alp/sigma_min": min(sigmas),
@@ -85,7 +90,6 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _finite_mean(values: list[float]) -> float:
-    """Of the updates that were made; 0 if all were skipped."""
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else 0.0
+def _mean(values) -> float:
+    """0 where there is none: every update of the step was skipped."""
+    return float(np.mean(values)) if len(values) else 0.0

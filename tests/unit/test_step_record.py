@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from alp_megatron.diagnostics.keys import required_keys
+from alp_megatron.trainer.policy_update import UpdateRecord
+from alp_megatron.trainer.record import step_record
+from alp_megatron.trajectory import Trajectory
+
+
+def trajectory(sample_id, logprobs, reward):
+    n = len(logprobs)
+    return Trajectory(
+        sample_id, 0, [1, 2], [3] * n, [1] * n, logprobs, policy_version=4, reward=reward
+    )
+
+
+def update(trajectories, logprobs, skipped=False):
+    ids = np.concatenate([[t.sample_id] * len(t.response_ids) for t in trajectories])
+    values = np.full(len(ids), logprobs)
+    flags = {name: np.zeros(len(ids), bool) for name in ("clip_low", "clip_high", "dual_clip")}
+    tokens = {"sample_id": ids, "logprobs": values, "entropies": -values, "log_ratio": values + 1.0}
+    return UpdateRecord(
+        tokens | flags,
+        loss=logprobs,
+        grad_norm=abs(logprobs),
+        skipped=skipped,
+        noise_changed=5,
+        noise_total=10,
+        computed_tokens=20,
+        padding_tokens=1,
+    )
+
+
+def record(updates, trajectories):
+    clean = {t.sample_id: np.array(t.rollout_logprobs) for t in trajectories}
+    seconds = {"rollout": 1.0, "reward": 0.1, "train": 2.0, "sync": 0.1, "total": 3.2}
+    return step_record(trajectories, clean, updates, [0.1, 0.3], 5, seconds)
+
+
+FIRST, SECOND = trajectory(0, [-1.0, -1.0], 1.0), trajectory(1, [-1.0, -1.0, -1.0], 0.0)
+
+
+def test_every_key_and_hand_worked_values():
+    # Updates come in their own order; sample 1's tokens have log-prob -0.5, sample 0's -1.
+    result = record([update([SECOND], -0.5), update([FIRST], -1.0)], [FIRST, SECOND])
+    missing = set(required_keys(2)) - result.keys() - {"step", "eval/score"}
+    assert not missing
+    assert all(np.isfinite(value) for value in result.values())
+    assert result["reward/mean"] == 0.5 and result["loss/policy"] == -0.75
+    assert result["mismatch/k3"] == 0
+    assert result["mismatch_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
+    assert result["ratio/mean"] == pytest.approx((2 + 3 * np.exp(0.5)) / 5)
+    assert result["entropy"] == pytest.approx((2 * 1 + 3 * 0.5) / 5)
+    assert result["alp/effective_fraction"] == 0.5
+    assert result["tokens/padding_share"] == pytest.approx(2 / 40)
+    assert result["throughput/rollout_tokens_per_s"] == 5
+    assert result["policy_version/lag_max"] == 1
+
+
+def test_a_skipped_update_leaves_no_number_that_is_not_finite():
+    poisoned = update([FIRST], float("nan"), skipped=True)
+    result = record([update([SECOND], -0.5), poisoned], [FIRST, SECOND])
+    assert all(np.isfinite(value) for value in result.values())
+    assert result["updates/skipped"] == 1
+    assert result["loss/policy"] == -0.5 and result["entropy"] == pytest.approx(0.5)
+    assert result["ratio/max"] == pytest.approx(np.exp(0.5))
+    none_made = record([poisoned, update([SECOND], float("inf"), skipped=True)], [FIRST, SECOND])
+    assert all(np.isfinite(value) for value in none_made.values())
