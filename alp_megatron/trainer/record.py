@@ -34,14 +34,9 @@ def step_record(
         "mask": _concat([t.loss_mask for t in by_id]),
         "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
     }
-    pooled = {name: np.concatenate([u.tokens[name] for u in updates]) for name in updates[0].tokens}
-    made = np.repeat(
-        [not u.skipped for u in updates], [len(u.tokens["sample_id"]) for u in updates]
-    )
-    order = np.argsort(pooled["sample_id"], kind="stable")
-    pooled = {name: values[order] for name, values in pooled.items()}
+    pooled = _pool(updates)
     mask = flat["mask"]
-    made_mask = mask * made[order]
+    made_mask = mask * pooled["made"]
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
     computed = sum(u.computed_tokens for u in updates)
@@ -80,6 +75,16 @@ def step_record(
         "policy_version/lag_max": int(lags.max()),
         **{f"time/{phase}": value for phase, value in seconds.items()},
     }
+
+
+def _pool(updates: list[UpdateRecord]) -> dict[str, np.ndarray]:
+    """The updates' tokens ordered by sample id, and which of them are of an update `made`."""
+    pooled = {name: np.concatenate([u.tokens[name] for u in updates]) for name in updates[0].tokens}
+    pooled["made"] = np.concatenate(
+        [np.full(len(u.tokens["sample_id"]), not u.skipped) for u in updates]
+    )
+    order = np.argsort(pooled["sample_id"], kind="stable")
+    return {name: values[order] for name, values in pooled.items()}
 
 
 def _concat(rows: list) -> np.ndarray:
