@@ -17,8 +17,14 @@ from alp_megatron.runtime.launcher import launch
 
 def score(arguments: Namespace) -> int:
     """Check the input, then start the processes; rank 0 writes the output when it is whole."""
-    config = config_from({"model": {"path": arguments.model_dir}}, arguments.overrides)
-    config.perturbation.sigma0 = arguments.sigma
+    tree = {
+        "model": {"path": arguments.model_dir},
+        "perturbation": {"sigma0": arguments.sigma},
+    }
+    config = config_from(tree, arguments.overrides)
+    for name, bits in (("seed", 63), ("step", 32)):
+        if not 0 <= getattr(arguments, name) < 2**bits:
+            raise UserError(f"--{name} must be an integer from 0 to 2**{bits} - 1.")
     shape = validate(config, for_training=False)
     read_token_lines(Path(arguments.tokens), shape.vocab_size)
     out = Path(arguments.out)

@@ -5,7 +5,7 @@ import sys
 
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
-from alp_megatron.config.run_dir import prepare_run_dir
+from alp_megatron.config.run_dir import has_checkpoint, prepare_run_dir
 from alp_megatron.config.schema import Config
 from alp_megatron.config.validate import validate
 from alp_megatron.runtime.launcher import launch, under_launcher
@@ -15,10 +15,17 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
     """Check everything that can be checked, then start the processes or be one of them."""
     config = load_config(config_path, overrides)
     validate(config)
+    if config.task.name == "file":
+        from alp_megatron.tasks.task import build_task
+
+        build_task(config)  # reads every line, so that a bad one is found now
     if not under_launcher():
         run_dir = prepare_run_dir(config, resume)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]
-        return launch(__name__, arguments, world_size(config))
+        code = launch(__name__, arguments, world_size(config))
+        if code == 1 and has_checkpoint(run_dir):
+            print("The run can be continued with --resume.", file=sys.stderr)
+        return code
     if os.environ["RANK"] == "0":
         prepare_run_dir(config, resume)
     return _process(config, resume)

@@ -37,7 +37,9 @@ def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Con
         config.objective = with_method_defaults(config.objective)
         return config
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0])) from error
+        # What is missing comes last: it may be there under a misspelt name.
+        first = min(error.errors(), key=lambda found: found["type"] == "missing")
+        raise UserError(_explain(first)) from error
 
 
 def resolved_yaml(config: Config) -> str:

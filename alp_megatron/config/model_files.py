@@ -9,8 +9,14 @@ from alp_megatron.errors import UserError
 _COPY_AGAIN = "copy the model again"
 
 
-def check_weights(model_dir: Path) -> None:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def check_weights(model_dir: Path) -> Shapes:
     """Every safetensors file is there, has its full length and holds what the index says.
+
+    Returns:
+        The shape of every tensor by name.
 
     Raises:
         UserError: naming the file.
@@ -20,19 +26,33 @@ def check_weights(model_dir: Path) -> None:
     if not index.exists():
         if not single.exists():
             raise UserError(f"{single} is missing: model.path needs weights in safetensors.")
-        _tensor_names(single)
-        return
+        return _tensor_shapes(single)
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; {_COPY_AGAIN}.")
-    held = {shard: _tensor_names(model_dir / shard) for shard in sorted(set(weight_map.values()))}
+    held = {shard: _tensor_shapes(model_dir / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in held[shard]:
             raise UserError(f"{model_dir / shard}: lacks {name}, which {index.name} names there.")
+    return {name: held[shard][name] for name, shard in weight_map.items()}
 
 
-def _tensor_names(path: Path) -> set[str]:
-    """Tensor names in a safetensors file: 8 bytes of header length, a JSON header, the data."""
+def check_tensors(model_dir: Path, found: Shapes, shape: ModelShape) -> None:
+    """The weights are those of the model that config.json describes. Raises UserError."""
+    for name, expected in shape.tensor_shapes().items():
+        if name not in found:
+            raise UserError(
+                f"{model_dir} has no tensor {name}, which its config.json asks for; {_COPY_AGAIN}."
+            )
+        if found[name] != expected:
+            raise UserError(
+                f"{model_dir}: {name} has shape {list(found[name])} where config.json makes it "
+                f"{list(expected)}; {_COPY_AGAIN}."
+            )
+
+
+def _tensor_shapes(path: Path) -> Shapes:
+    """Of a safetensors file: 8 bytes of header length, a JSON header, the data."""
     try:
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")
@@ -42,6 +62,7 @@ def _tensor_names(path: Path) -> set[str]:
             header = json.loads(file.read(header_length))
         header.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in header.values())
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {_COPY_AGAIN}.") from error
     except OSError as error:
@@ -55,7 +76,7 @@ def _tensor_names(path: Path) -> set[str]:
             f"{path} has {size} bytes where its header says {8 + header_length + end}; "
             f"{_COPY_AGAIN}."
         )
-    return set(header)
+    return shapes
 
 
 def check_tokenizer(model_dir: Path, shape: ModelShape) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,30 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases of a Qwen2 model; each layer's learnable sigma is not counted."""
-        h = self.hidden_size
+        """Weights and biases; each layer's learnable sigma is not counted."""
+        return sum(prod(shape) for shape in self.tensor_shapes().values())
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of a Qwen2 model under their Hugging Face names."""
+        h, mlp = self.hidden_size, self.intermediate_size
         q, kv = (n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads))
-        attention = h * (q + 2 * kv) + (q + 2 * kv) + q * h
-        layer = attention + 3 * h * self.intermediate_size + 2 * h
-        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * layer + h
+        layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (h,),
+            "post_attention_layernorm.weight": (h,),
+            "self_attn.o_proj.weight": (h, q),
+            "mlp.gate_proj.weight": (mlp, h),
+            "mlp.up_proj.weight": (mlp, h),
+            "mlp.down_proj.weight": (h, mlp),
+        }
+        for name, size in (("q", q), ("k", kv), ("v", kv)):
+            layer |= {f"self_attn.{name}_proj.weight": (size, h)}
+            layer |= {f"self_attn.{name}_proj.bias": (size,)}
+        shapes = {"model.embed_tokens.weight": (self.vocab_size, h), "model.norm.weight": (h,)}
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, h)
+        for index in range(self.num_hidden_layers):
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        return shapes
 
 
 def read_model_shape(model_dir: str | Path) -> ModelShape:

@@ -8,7 +8,7 @@ from alp_megatron.config.layout import (
     num_microbatches,
     world_size,
 )
-from alp_megatron.config.model_files import check_tokenizer, check_weights
+from alp_megatron.config.model_files import check_tensors, check_tokenizer, check_weights
 from alp_megatron.config.model_shape import ModelShape, read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
@@ -24,11 +24,14 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
         UserError: one sentence naming the key and the mend.
     """
     shape = read_model_shape(config.model.path)
-    check_weights(Path(config.model.path))
-    check_tokenizer(Path(config.model.path), shape)
+    model_dir = Path(config.model.path)
+    weights = check_weights(model_dir)
+    check_tokenizer(model_dir, shape)
+    check_tensors(model_dir, weights, shape)
     _check_tensor_parallel(config, shape)
     _check_pipeline_parallel(config, shape)
     _check_world_size(config)
+    _check_device(config)
     _check_lengths(config, shape)
     _check_perturbed_layers(config, shape)
     if for_training:
@@ -91,6 +94,13 @@ def _check_world_size(config: Config) -> None:
             f"runtime.world_size={world} is not a multiple of the {replica} processes that one "
             f"replica needs (TP x PP): use {replica} or {replica * (world // replica + 1)}."
         )
+
+
+def _check_device(config: Config) -> None:
+    if config.runtime.device != "auto":
+        from alp_megatron.runtime.device import device_type  # imports torch, which takes seconds
+
+        device_type(config.runtime.device)
 
 
 def _check_lengths(config: Config, shape: ModelShape) -> None:

@@ -7,6 +7,7 @@ import sys
 import uuid
 
 PARENT_VARIABLE = "ALP_MEGATRON_PARENT_PID"
+LOST_PEER = 3  # exit code of a process that ended only because another one was gone
 
 
 def under_launcher() -> bool:
@@ -18,13 +19,17 @@ def launch(module: str, arguments: list[str], world_size: int) -> int:
     """Run `python -m module arguments` in `world_size` processes on this machine.
 
     When one process ends badly the others are ended. Returns the exit code: 0, 2 if a process
-    ended with 2 (a user's mistake, which it has already explained), else 1.
+    ended with 2 (a user's mistake, which it has already explained), 128 + the signal that ended
+    the run, else 1. Raises KeyboardInterrupt at Ctrl-C.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The agent would explain at length what the failed process has already said in a sentence.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for part in ("", ".agent.server.api"):  # the second has a level of its own
+        logging.getLogger(f"torch.distributed.elastic{part}").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     config = LaunchConfig(
@@ -36,22 +41,30 @@ def launch(module: str, arguments: list[str], world_size: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # no directory left in /tmp
     )
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         return _explain(error)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        print(f"error: ended by {_name(error.sigval)}.", file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 
 def _explain(error) -> int:
     codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-    for rank, code in codes.items():
-        if code < 0 and -code != signal.SIGTERM:
-            name = signal.Signals(-code).name
-            print(
-                f"error: training process {rank} was ended by signal {-code} ({name}); "
-                "continue the run with --resume.",
-                file=sys.stderr,
-            )
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
+    if killed:
+        rank, number = min(killed.items())
+        print(f"error: training process {rank} was ended by {_name(number)}.", file=sys.stderr)
+    elif set(codes.values()) == {LOST_PEER}:
+        print("error: the training processes lost their connection.", file=sys.stderr)
     return 2 if 2 in codes.values() else 1
+
+
+def _name(number: int) -> str:
+    return f"signal {int(number)} ({signal.Signals(number).name})"

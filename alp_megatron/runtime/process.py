@@ -1,13 +1,15 @@
 """The life of one training process, from joining the run to its exit code."""
 
+import errno
 import os
+import signal
 import sys
 import warnings
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
-from alp_megatron.runtime.launcher import PARENT_VARIABLE
+from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE
 from alp_megatron.runtime.lifetime import die_with_parent
 
 
@@ -18,13 +20,16 @@ def run_process(config: Config, job, *arguments) -> int:
     runs from a module that imports megatron (the CPU patches come first), so it imports inside.
 
     A user's mistake (2) or a failure with a known cause (1) is one sentence from the rank that
-    met it; anything else keeps its traceback.
+    met it, and a process that misses another one is silent; anything else keeps its traceback.
     """
+    # Ctrl-C reaches every process of the console: this one ends without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     enable_cpu_megatron()
     from alp_megatron.runtime.process_groups import join, leave
@@ -33,8 +38,39 @@ def run_process(config: Config, job, *arguments) -> int:
         rank = join(config)
         job(config, rank, *arguments)
         leave()
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        # The others wait in a collective call; leaving at once has the launcher end them.
-        os._exit(2 if isinstance(error, UserError) else 1)
+    except UserError as error:
+        _end(2, str(error))
+    except RunError as error:
+        _end(1, str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _end(2, f"{config.run_dir}: no space is left; free some and continue with --resume.")
+    except RuntimeError as error:
+        if not _lost_peer(error):
+            raise
+        os._exit(LOST_PEER)  # whoever ended first says why, or the launcher does
     return 0
+
+
+def _end(code: int, sentence: str) -> None:
+    """Leave at once: the others wait in a collective call, and the launcher then ends them."""
+    if _first_to_fail():
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _first_to_fail() -> bool:
+    """False if another process has said already what is wrong: all ranks read the same files."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return True
+    return dist.distributed_c10d._get_default_store().add("alp_megatron/failures", 1) == 1
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    """A collective call failed for want of another process. gloo has no exception of its own."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo/transport" in str(error)

@@ -8,14 +8,20 @@ renamed when everything is on disk.
 import json
 import queue
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from alp_megatron.diagnostics.files import write_atomic
+from alp_megatron.errors import UserError
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.save_hf import save_hf
@@ -23,8 +29,26 @@ from alp_megatron.weights.save_hf import save_hf
 # Any TP, PP and DP can read it back.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
-# A synchronous save hands its results over inside one process; Megatron would start a manager
-# process for this, which takes seconds and outlives a killed trainer.
+
+def _write_in_this_process(transforms, use_msc, rank, buckets, results: queue.Queue) -> None:
+    """Megatron's `write_preloaded_data_multiproc` with threads where it forks processes.
+
+    A forked writer outlives a killed trainer, and forking a process that has threads may hang.
+    """
+    done, counter = queue.Queue(), queue.Queue()
+    for _ in buckets:
+        counter.put(None)
+    write = FileSystemWriterAsync.write_preloaded_data
+    with ThreadPoolExecutor(max(len(buckets), 1)) as pool:
+        for index, bucket in enumerate(buckets):
+            pool.submit(write, transforms, index, bucket, done, counter, True)
+    written = dict(done.get() for _ in buckets)
+    failures = [result for result in written.values() if isinstance(result, Exception)]
+    results.put(failures[0] if failures else written)
+
+
+FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_in_this_process)
+# Megatron would start a manager process for this queue, which takes seconds and also outlives.
 filesystem_async._results_queue = queue.Queue()
 
 
@@ -42,23 +66,49 @@ def save_checkpoint(run_dir: Path, step: int, learner: Learner, plan: ExportPlan
     final = run_dir / "checkpoints" / f"step_{step:06d}"
     partial = final.with_name(f".{final.name}.partial")
     first = dist.get_rank() == 0
+    with _written(partial):
+        if first:
+            for leftover in final.parent.glob(".step_*"):
+                shutil.rmtree(leftover)
+            (partial / "state").mkdir(parents=True)
+            write_atomic(partial / "counters.json", json.dumps(counters | {"step": step}).encode())
+        dist.barrier()
+        dist_checkpointing.save(
+            _sharded_state(learner, loading=False),
+            str(partial / "state"),
+            content_metadata=_METADATA,
+        )
+        save_hf(plan, learner.config.model.path, partial / "hf")
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "state").mkdir(parents=True)
-        write_atomic(partial / "counters.json", json.dumps(counters | {"step": step}).encode())
-    dist.barrier()
-    dist_checkpointing.save(
-        _sharded_state(learner, loading=False),
-        str(partial / "state"),
-        content_metadata=_METADATA,
-    )
-    save_hf(plan, learner.config.model.path, partial / "hf")
-    if first:
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _remove(final)
         partial.rename(final)
         for old in checkpoint_dirs(run_dir)[: -learner.config.trainer.keep_checkpoints]:
-            shutil.rmtree(old)
+            _remove(old)
     dist.barrier()
+
+
+@contextmanager
+def _written(partial: Path):
+    """A disk that is full, which shows as many kinds of error, becomes one sentence."""
+    try:
+        yield
+    except (CheckpointException, SafetensorError, OSError, RuntimeError) as error:
+        # torch.save's zip writer has no error of its own.
+        if type(error) is RuntimeError and "inline_container" not in str(error):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        root = partial.parent
+        free = shutil.disk_usage(root).free / 1e6
+        raise UserError(
+            f"{root}: a checkpoint cannot be written ({free:.0f} MB are free without it): free "
+            "some space and continue with --resume."
+        ) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Hidden first: what a kill leaves of it must not look like a checkpoint."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old")))
 
 
 def load_checkpoint(directory: Path, learner: Learner) -> dict:
