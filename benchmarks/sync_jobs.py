@@ -1,0 +1,53 @@
+"""What the training processes do for the measure of the weight sync."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from alp_megatron.rollout.settings import engine_settings
+from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.sync import sync
+from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.transport import SharedBuffer, pack, unpack
+from benchmarks.rounds import seconds_by_rounds
+
+
+def sync_seconds(config, rank, rounds: int) -> dict:
+    """Seconds of a sync, of its parts alone, and of a copy of the same bytes.
+
+    `gather` gathers and casts, `transport` also packs into shared memory and copies out again,
+    `sync` also loads the weights into the running vLLM.
+    """
+    learner = Learner(config, rank.device, training=False)
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    dtype = getattr(torch, config.rollout.dtype)
+    size = sum(tensor.nbytes for _, tensor in plan.stream(dtype))
+    source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    buffer = SharedBuffer.create()
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = None
+        if rank.is_first:
+            engine = VllmEngine(engine_settings(config, "cpu"), Path(scratch) / "vllm.log")
+            engine.wait_ready()
+        seconds = seconds_by_rounds(
+            {
+                "copy": lambda: target.copy_(source),
+                "gather": lambda: _exhaust(plan.stream(dtype)),
+                "transport": lambda: _exhaust(unpack(pack(plan.stream(dtype), buffer), buffer)),
+                "sync": lambda: sync(plan, engine, dtype, version=1),
+            },
+            rounds,
+            meet=dist.barrier,
+        )
+        if engine:
+            engine.close()
+    buffer.close()
+    return {"bytes": size, "seconds": seconds}
+
+
+def _exhaust(iterator) -> None:
+    for _ in iterator:
+        pass
