@@ -6,22 +6,19 @@ renamed when everything is on disk.
 """
 
 import json
-import queue
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
+from alp_megatron.trainer.checkpoint_writer import write_in_this_process
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.save_hf import save_hf
@@ -29,27 +26,7 @@ from alp_megatron.weights.save_hf import save_hf
 # Any TP, PP and DP can read it back.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
-
-def _write_in_this_process(transforms, use_msc, rank, buckets, results: queue.Queue) -> None:
-    """Megatron's `write_preloaded_data_multiproc` with threads where it forks processes.
-
-    A forked writer outlives a killed trainer, and forking a process that has threads may hang.
-    """
-    done, counter = queue.Queue(), queue.Queue()
-    for _ in buckets:
-        counter.put(None)
-    write = FileSystemWriterAsync.write_preloaded_data
-    with ThreadPoolExecutor(max(len(buckets), 1)) as pool:
-        for index, bucket in enumerate(buckets):
-            pool.submit(write, transforms, index, bucket, done, counter, True)
-    written = dict(done.get() for _ in buckets)
-    failures = [result for result in written.values() if isinstance(result, Exception)]
-    results.put(failures[0] if failures else written)
-
-
-FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_in_this_process)
-# Megatron would start a manager process for this queue, which takes seconds and also outlives.
-filesystem_async._results_queue = queue.Queue()
+write_in_this_process()
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
