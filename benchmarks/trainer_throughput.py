@@ -4,7 +4,7 @@ from benchmarks.row import Row, compare
 from benchmarks.setting import mini_batch, quickstart
 from tests.distributed.workers import Workers
 
-ROUNDS = 25
+ROUNDS = 40
 
 
 def trainer_throughput(workers: Workers) -> list[Row]:

@@ -1,6 +1,7 @@
 """What the training processes do for the measures of the update step."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.distributed as dist
 
@@ -15,9 +16,9 @@ from benchmarks.setting import quickstart
 
 
 def update_seconds(_, rank, trajectories: list[Trajectory], rounds: int) -> dict:
-    """Seconds of one update with `alp` and with `bypass`, as each rank sees them."""
+    """Seconds of one update with `alp` and with `bypass`."""
     contenders = {m: _trainer(quickstart(m), rank, trajectories) for m in ("alp", "bypass")}
-    return seconds_by_rounds(contenders, rounds, meet=dist.barrier)
+    return _seconds(contenders, rounds)
 
 
 def throughput_seconds(config, rank, trajectories: list[Trajectory], rounds: int) -> dict:
@@ -27,7 +28,7 @@ def throughput_seconds(config, rank, trajectories: list[Trajectory], rounds: int
         "packed": BareLoop(config, trajectories, packed=True).step,
         "padded": BareLoop(config, trajectories, packed=False).step,
     }
-    return seconds_by_rounds(contenders, rounds, meet=dist.barrier)
+    return _seconds(contenders, rounds)
 
 
 def _trainer(config: Config, rank, trajectories: list[Trajectory]) -> Callable[[], None]:
@@ -38,3 +39,14 @@ def _trainer(config: Config, rank, trajectories: list[Trajectory]) -> Callable[[
         update_policy(learner, trajectories, None, NoiseKey(config.seed, 0, next(updates)))
 
     return step
+
+
+def _seconds(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """A step is done when it is on every rank."""
+
+    def until_all_did(step):
+        step()
+        dist.barrier()
+
+    timed = {name: partial(until_all_did, step) for name, step in contenders.items()}
+    return seconds_by_rounds(timed, rounds, meet=dist.barrier)

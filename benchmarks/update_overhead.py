@@ -24,6 +24,6 @@ def update_overhead(workers: Workers) -> Row:
         at_most=1.05,
         note=f"Quickstart model, TP 2 with sequence parallelism, {config.trainer.global_batch_size}"
         f" samples in micro-batches of {config.trainer.micro_batch_size}, {ROUNDS} rounds. "
-        "The difference is the noise, made in the forward and again in the backward pass: about half "
-        "in the kernels, half in the calls around them.",
+        "The difference is the noise, made in the forward and again in the backward pass: about "
+        "half in the kernels, half in the calls around them.",
     )
