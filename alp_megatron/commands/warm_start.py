@@ -83,7 +83,7 @@ def _job(config: Config, rank, out: str) -> None:
 
     partial = Path(out).with_name(f".{Path(out).name}.partial")
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
-    save_hf(plan, config.model.path, partial)
+    save_hf(plan, config.model.path, partial, learner.rollout_dtype)
     if rank.is_first:
         partial.rename(out)
 

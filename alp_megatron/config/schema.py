@@ -59,8 +59,8 @@ class RolloutConfig(Section):
     cpu_kv_cache_mib: int = Field(256, ge=1)
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
     cpu_threads: int = Field(2, ge=1)
-    gate_max_abs_diff: float = Field(
-        0.5, gt=0, description="largest |log p| difference allowed at the first sync"
+    gate_mean_abs_diff: float = Field(
+        0.05, gt=0, description="mean |log p| difference (nats) allowed at the first sync"
     )
 
 

@@ -55,7 +55,7 @@ def save_checkpoint(run_dir: Path, step: int, learner: Learner, plan: ExportPlan
             str(partial / "state"),
             content_metadata=_METADATA,
         )
-        save_hf(plan, learner.config.model.path, partial / "hf")
+        save_hf(plan, learner.config.model.path, partial / "hf", learner.rollout_dtype)
     if first:
         if final.exists():
             _remove(final)

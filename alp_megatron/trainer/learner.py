@@ -41,6 +41,7 @@ class Learner:
         self.config = config
         self.device = device
         self.hf = read_hf_config(config.model.path)
+        self.rollout_dtype = getattr(torch, config.rollout.dtype)
         self.chunks = build_model(config)
         for chunk in self.chunks:
             chunk.to(device)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
@@ -32,7 +31,6 @@ class Run:
     run_dir: Path
     learner: Learner
     plan: ExportPlan
-    rollout_dtype: torch.dtype
     driver: Driver | None = None
     engine: RolloutEngine | None = None
     output: Output | None = None
@@ -79,7 +77,6 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
         Path(config.run_dir),
         learner,
         ExportPlan(learner.chunks, learner.hf["model_type"]),
-        getattr(torch, config.rollout.dtype),
         engine=engine,
     )
     if resume:
@@ -104,11 +101,12 @@ def _first_sync(run: Run, fresh: bool) -> None:
     """A run's first sync is verified; a resumed run restores the version it had."""
     base = Checkpoint(run.config.model.path) if fresh else None
     agreement = verified_sync(
-        run.learner, run.plan, run.driver, run.rollout_dtype, run.policy_version, base
+        run.learner, run.plan, run.driver, run.learner.rollout_dtype, run.policy_version, base
     )
     if run.output:
         run.output.say(
-            "first weight sync verified: every tensor's hash, and log-probabilities within "
-            f"{agreement['max_abs_diff']:.2g} nats (k3 {agreement['k3']:.1e})"
+            "first weight sync verified: every tensor's hash, and log-probabilities: mean "
+            f"|difference| {agreement['mean_abs_diff']:.1e}, largest "
+            f"{agreement['max_abs_diff']:.1e} nats, k3 {agreement['k3']:.1e}"
         )
     dist.barrier()

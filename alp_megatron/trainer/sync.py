@@ -31,6 +31,19 @@ def sync(plan: ExportPlan, engine: RolloutEngine | None, dtype: torch.dtype, ver
             pass
 
 
+def check_against_base(learner: Learner, plan: ExportPlan, base: Checkpoint) -> None:
+    """The untrained weights, exported in the trainer's own dtype, are the base model's. Collective.
+
+    Before the cast to the engine's dtype, which would hide a change in the lowest bits.
+    """
+    dtype = learner.policy_config.params_dtype
+    exported = Digests()
+    for _ in exported.record(plan.stream(dtype)):
+        pass
+    if exported.of:  # on rank 0
+        check_against_checkpoint(exported.of, base, dtype)
+
+
 def verified_sync(
     learner: Learner,
     plan: ExportPlan,
@@ -44,16 +57,16 @@ def verified_sync(
     Args:
         base: the model that the run started from, if nothing has been trained yet.
 
-    Returns `max_abs_diff` and `k3` of the log-probabilities, on rank 0.
+    Returns what `check_logprobs` returns, on rank 0.
     """
+    if base is not None:
+        check_against_base(learner, plan, base)
     stream = plan.stream(dtype)
     responses: list[Sequence] = []
     if driver is not None:
         sent = Digests()
         received = driver.engine.update_weights(sent.record(stream), version, digests=True)
         check_same_tensors(sent.of, received)
-        if base is not None:
-            check_against_checkpoint(sent.of, base, dtype)
         responses = [as_sequence(t) for t in driver.rollout(step=0)[:GATE_SAMPLES]]
     else:
         for _ in stream:
@@ -67,5 +80,5 @@ def verified_sync(
     return check_logprobs(
         [ours[s.sample_id].tolist() for s in responses],
         [row[s.first_predicted - 1 :] for s, row in zip(responses, theirs, strict=True)],
-        learner.config.rollout.gate_max_abs_diff,
+        learner.config.rollout.gate_mean_abs_diff,
     )

@@ -14,14 +14,20 @@ from alp_megatron.weights.export import ExportPlan
 MAX_SHARD_BYTES = 4 * 2**30
 
 
-def save_hf(plan: ExportPlan, source_dir: str | Path, out_dir: Path) -> None:
-    """Write the policy's weights to `out_dir` in the dtype of the source's config. Collective.
+def save_hf(
+    plan: ExportPlan, source_dir: str | Path, out_dir: Path, rollout_dtype: torch.dtype
+) -> None:
+    """Write the policy as a Hugging Face model to `out_dir`. Collective.
 
-    Everything else of the source directory (config, tokenizer, generation config) is copied.
+    The weights have the dtype of the source's config, or the engine's where that is wider: an
+    engine started from the directory then holds what the running one holds. The tokenizer and
+    generation config are the source's.
     """
     source_dir = Path(source_dir)
     hf = read_hf_config(source_dir)
-    stream = plan.stream(getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "bfloat16"))
+    own = getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "bfloat16")
+    dtype = torch.promote_types(own, rollout_dtype)
+    stream = plan.stream(dtype)
     if dist.get_rank() != 0:
         for _ in stream:
             pass
@@ -30,6 +36,9 @@ def save_hf(plan: ExportPlan, source_dir: str | Path, out_dir: Path) -> None:
     for path in source_dir.iterdir():
         if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
             shutil.copy(path, out_dir / path.name)
+    hf.pop("torch_dtype", None)
+    hf["dtype"] = str(dtype).removeprefix("torch.")
+    (out_dir / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     _write_shards(stream, out_dir)
 
 

@@ -27,7 +27,7 @@ def running_and_fresh_scores(config, rank, trajectories, sequences, directory) -
         sync(plan, engine, torch.bfloat16, version)
         if engine:
             scores.append(engine.score(sequences))
-    save_hf(plan, config.model.path, Path(directory) / "hf")
+    save_hf(plan, config.model.path, Path(directory) / "hf", learner.rollout_dtype)
     if engine:
         engine.close()
         exported = replace(settings, model_dir=f"{directory}/hf")

@@ -12,6 +12,7 @@ from alp_megatron.weights.verify import (
     Digests,
     SyncError,
     check_against_checkpoint,
+    check_logprobs,
     check_same_tensors,
 )
 from tests.e2e.runs import BASE_MODEL, QUIET, Command, the_sentence, train_arguments
@@ -20,8 +21,8 @@ INJECT = Path(__file__).parent / "inject"
 
 # where the bit changes -> the tensor that the message must name
 FLIPS = {
-    # The lowest bit that bf16, the rollout's precision, keeps of an fp32 parameter.
-    "trainer decoder.layers.2.mlp.linear_fc2.weight 16": "model.layers.2.mlp.down_proj.weight",
+    # The lowest bit of an fp32 parameter: the cast to the rollout's bf16 would hide it.
+    "trainer decoder.layers.2.mlp.linear_fc2.weight 0": "model.layers.2.mlp.down_proj.weight",
     "trainer decoder.layers.3.self_attention.linear_proj.weight 31": (
         "model.layers.3.self_attn.o_proj.weight"
     ),
@@ -106,3 +107,15 @@ def test_every_tensor_is_watched_on_the_way(weights):
         with pytest.raises(SyncError, match=f"tensor {target} "):
             check_same_tensors(sent.of, received)
     buffer.close()
+
+
+def test_the_gate_is_on_the_mean():
+    trainer = [[-1.0] * 50, [-2.0] * 49 + [-4.0]]
+    one_token = [[-1.0] * 50, [-2.0] * 50]
+    agreement = check_logprobs(trainer, one_token, limit=0.05)
+    assert agreement["mean_abs_diff"] == pytest.approx(0.02)
+    assert agreement["max_abs_diff"] == 2
+    assert agreement["k3"] == pytest.approx((2.718281828**-2 + 2 - 1) / 100)
+    for wrong in (-1.1, float("nan")):
+        with pytest.raises(SyncError, match="gate_mean_abs_diff"):
+            check_logprobs(trainer, [[wrong] * 50, [-2.0] * 50], limit=0.02)
