@@ -5,7 +5,7 @@ import sys
 
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
-from alp_megatron.config.run_dir import has_checkpoint, prepare_run_dir
+from alp_megatron.config.run_dir import prepare_run_dir
 from alp_megatron.config.schema import Config
 from alp_megatron.config.validate import validate
 from alp_megatron.runtime.launcher import launch, under_launcher
@@ -23,7 +23,7 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
         run_dir = prepare_run_dir(config, resume)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]
         code = launch(__name__, arguments, world_size(config))
-        if code == 1 and has_checkpoint(run_dir):
+        if code == 1:
             print("The run can be continued with --resume.", file=sys.stderr)
         return code
     if os.environ["RANK"] == "0":

@@ -39,11 +39,6 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
     return run_dir
 
 
-def has_checkpoint(run_dir: Path) -> bool:
-    """A whole one: while it is being written its name has a leading dot."""
-    return any(run_dir.glob("checkpoints/step_*"))
-
-
 def _check_occupation(run_dir: Path, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file: choose another run_dir.")
@@ -53,10 +48,10 @@ def _check_occupation(run_dir: Path, resume: bool) -> None:
             f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "
             "another run_dir."
         )
-    if resume and not has_checkpoint(run_dir):
+    # A run that ended before its first checkpoint is one too: it goes on from its beginning.
+    if resume and not (run_dir / "config.yaml").is_file():
         raise UserError(
-            f"run_dir={run_dir} holds no checkpoint to resume from: start without --resume in "
-            "an empty run_dir."
+            f"run_dir={run_dir} holds no run to resume: start without --resume in an empty run_dir."
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
+from alp_megatron.errors import UserError
 from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.perturbation.agreement import assert_keys_agree
@@ -79,22 +80,32 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
         ExportPlan(learner.chunks, learner.hf["model_type"]),
         engine=engine,
     )
-    if resume:
-        counters = load_checkpoint(checkpoint_dirs(run.run_dir)[-1], learner)
-        run.first_step = counters["step"]
-        for name in ("policy_version", "base_score", "latest_score", "scored_step"):
-            setattr(run, name, counters[name])
+    checkpoints = checkpoint_dirs(run.run_dir) if resume else []
+    if checkpoints:
+        _restore(run, checkpoints[-1])
     assert_keys_agree(NoiseKey(config.seed, run.first_step, 0))
     if rank.is_first:
         task = build_task(config)
         stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
         run.driver = Driver(config, engine, task, stops)
         run.output = Output(run.run_dir, config, learner, rank, run.first_step if resume else None)
-    _first_sync(run, fresh=not resume)
-    if run.driver and not resume:
+    _first_sync(run, fresh=not checkpoints)
+    if run.driver and not checkpoints:
         run.base_score = run.latest_score = run.driver.evaluate()
         run.output.say(f"base score {run.base_score:.3f}")
     return run
+
+
+def _restore(run: Run, checkpoint: Path) -> None:
+    counters = load_checkpoint(checkpoint, run.learner)
+    if counters["seed"] != run.config.seed:
+        raise UserError(
+            f"seed={run.config.seed}, but {checkpoint} was made with seed={counters['seed']}: "
+            "resume with that seed, or start another run_dir."
+        )
+    run.first_step = counters["step"]
+    for name in ("policy_version", "base_score", "latest_score", "scored_step"):
+        setattr(run, name, counters[name])
 
 
 def _first_sync(run: Run, fresh: bool) -> None:

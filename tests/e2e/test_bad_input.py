@@ -229,7 +229,7 @@ def test_run_directory(tmp_path, train):
     sentence = train()
     assert f"run_dir={tmp_path}/run is not empty" in sentence
     assert "--resume" in sentence and "another run_dir" in sentence
-    assert "no checkpoint to resume from" in train("--resume")
+    assert "no run to resume" in train("--resume")
     (tmp_path / "file").write_text("")
     assert "is a file" in train(f"run_dir={tmp_path}/file")
     assert "cannot be written" in train(f"run_dir={tmp_path}/file/run")

@@ -44,8 +44,7 @@ def check_aftermath(command, run_dir, who):
     assert command.wait() == 1
     assert "Traceback" not in command.err and "SIGKILL" in command.err, command.text()
     assert command.err.count("error: ") == 1, command.text()
-    if any(run_dir.glob("checkpoints/step_*")):
-        assert "--resume" in command.err
+    assert "--resume" in command.err
 
 
 class LongRun:
@@ -57,7 +56,7 @@ class LongRun:
         self.command = None
 
     def start(self, *, steps=10**6):
-        resume = ["--resume"] if self.last_checkpoint() else []
+        resume = ["--resume"] if self.run_dir.exists() else []
         arguments = train_arguments(self.run_dir, steps, *self._overrides, *resume)
         self._before = self.last_checkpoint()
         self.command = Command(self.directory, *arguments)
@@ -116,7 +115,7 @@ def test_killed_while_steps_go_and_resumed(killed):
 
 
 def test_killed_during_start_up(tmp_path):
-    """All at once, each in a run of its own."""
+    """All at once, each in a run of its own; one then goes on from its beginning."""
     commands = {}
     for who in VICTIMS[:3]:
         directory = tmp_path / who.replace(" ", "-")
@@ -128,6 +127,10 @@ def test_killed_during_start_up(tmp_path):
             command.until(lambda c=command, w=who: c.member("rank 1") and c.member(w))
             kill(command, who)
             check_aftermath(command, run_dir, who)
+        again = Command(run_dir.parent, *train_arguments(run_dir, 1, *QUIET, "--resume"))
+        commands["again"] = again, run_dir
+        assert again.wait() == 0, again.text()
+        assert [r["step"] for r in records(run_dir)] == [0]
     finally:
         for command, _ in commands.values():
             command.end()
@@ -149,5 +152,3 @@ def test_killed_at_any_moment(tmp_path_factory, attempt):
         check_aftermath(command, long_run.run_dir, who)
     finally:
         command.end()
-    if not long_run.last_checkpoint():
-        long_run.run_dir.rename(directory / f"without-checkpoint-{attempt}")

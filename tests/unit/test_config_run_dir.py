@@ -49,13 +49,10 @@ def test_an_empty_directory_is_taken_and_an_occupied_one_is_not(config, tmp_path
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
-def test_resume_needs_a_finished_checkpoint(config):
-    assert "no checkpoint" in refusal(config, resume=True)
+def test_resume_needs_a_run(config):
+    assert "no run to resume" in refusal(config, resume=True)
     run_dir = prepare_run_dir(config, resume=False)
-    (run_dir / "checkpoints" / ".step_1.partial").mkdir(parents=True)
-    assert "no checkpoint" in refusal(config, resume=True)
-    (run_dir / "checkpoints" / "step_1").mkdir()
-    assert prepare_run_dir(config, resume=True) == run_dir
+    assert prepare_run_dir(config, resume=True) == run_dir  # ended before its first checkpoint
 
 
 def test_a_full_disk_is_refused_before_anything_is_made(config, tmp_path, monkeypatch):
