@@ -34,7 +34,7 @@ class Learner:
     """This rank's part of the policy and, for training, its optimizer.
 
     Args:
-        micro_batch_size: samples per forward of one replica.
+        training: with gradient buffers and an optimizer; else for log-probabilities only.
     """
 
     def __init__(self, config: Config, device: torch.device, *, training: bool = True):

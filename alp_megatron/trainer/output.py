@@ -7,7 +7,7 @@ from pathlib import Path
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.console import banner, header, step_line
 from alp_megatron.diagnostics.files import write_atomic
-from alp_megatron.diagnostics.health import warnings
+from alp_megatron.diagnostics.health import new_warnings
 from alp_megatron.diagnostics.recorder import Recorder
 from alp_megatron.diagnostics.report import write_report
 from alp_megatron.runtime.process_groups import Rank
@@ -37,6 +37,7 @@ class Output:
 
     def write(self, step: int, record: dict, trajectories: list[Trajectory], updates: list) -> None:
         """One finished step: its line, its record, a few of its rollouts."""
+        record = {"step": step} | record
         self._recorder.write(step, record)
         kept = trajectories[: self._config.logging.save_rollouts]
         lines = "".join(json.dumps(asdict(t)) + "\n" for t in kept)
@@ -44,14 +45,12 @@ class Output:
         if self._header_due:
             self.say(header())
             self._header_due = False
-        self.say(step_line({"step": step + 1} | record, self._config.trainer.steps))
+        self.say(step_line(record | {"step": step + 1}, self._config.trainer.steps))
         for index, update in enumerate(updates):
             if update.skipped:
                 self.say(f"  update {index} skipped: its gradient norm was {update.grad_norm}")
-        for name, sentence in warnings(record).items():
-            if name not in self._warned:
-                self._warned.add(name)
-                self.say(f"  {sentence}")
+        for sentence in new_warnings(record, self._warned):
+            self.say(f"  {sentence}")
 
     def finish(self, base_score: float, final_score: float) -> None:
         """The report and a summary of the scores."""
