@@ -56,3 +56,10 @@ def leave() -> None:
 
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+
+
+def from_first_rank(value):
+    """Rank 0's value (of any picklable kind) on every rank. Collective."""
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

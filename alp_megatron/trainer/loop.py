@@ -3,10 +3,9 @@
 import time
 from contextlib import contextmanager
 
-import torch.distributed as dist
-
 from alp_megatron.objectives.methods import METHODS
 from alp_megatron.perturbation import NoiseKey
+from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
 from alp_megatron.trainer.checkpoint import save_checkpoint
 from alp_megatron.trainer.logprobs import token_logprobs
@@ -15,7 +14,6 @@ from alp_megatron.trainer.record import step_record
 from alp_megatron.trainer.run import Run
 from alp_megatron.trainer.sigmas import sigmas
 from alp_megatron.trainer.sync import sync
-from alp_megatron.trajectory import Trajectory
 
 
 def train(run: Run) -> None:
@@ -66,10 +64,3 @@ def phase(name: str, seconds: dict[str, float]):
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
-
-
-def from_first_rank(trajectories: list[Trajectory]) -> list[Trajectory]:
-    """Rank 0's trajectories on every rank."""
-    holder = [trajectories]
-    dist.broadcast_object_list(holder, src=0)
-    return holder[0]

@@ -1,10 +1,10 @@
 """Sends the trainer's weights to the running rollout engine."""
 
 import torch
-import torch.distributed as dist
 
 from alp_megatron.model.microbatch import Sequence
 from alp_megatron.rollout.engine import RolloutEngine
+from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence
 from alp_megatron.trainer.driver import Driver
 from alp_megatron.trainer.learner import Learner
@@ -71,9 +71,8 @@ def verified_sync(
     else:
         for _ in stream:
             pass
-    holder = [responses]
-    dist.broadcast_object_list(holder, src=0)
-    ours = token_logprobs(learner, holder[0])
+    responses = from_first_rank(responses)
+    ours = token_logprobs(learner, responses)
     if driver is None:
         return {}
     theirs = driver.engine.score([s.token_ids for s in responses])
