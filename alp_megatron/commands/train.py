@@ -23,7 +23,8 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
         run_dir = prepare_run_dir(config, resume)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]
         code = launch(__name__, arguments, world_size(config))
-        if code == 1:
+        metrics = run_dir / "metrics.jsonl"
+        if code == 1 and metrics.is_file() and metrics.stat().st_size:  # a step was done
             print("The run can be continued with --resume.", file=sys.stderr)
         return code
     if os.environ["RANK"] == "0":
