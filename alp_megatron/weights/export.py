@@ -1,8 +1,9 @@
-"""The export stream: every weight under its Hugging Face name, gathered over TP and PP.
+"""The export stream: every weight under its Hugging Face name, gathered over TP, PP and EP.
 
 The same stream serves a checkpoint on disk and a live sync into the rollout engine.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,102 +12,123 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from alp_megatron.weights.export_plan import Entry, Part, buckets_of, entries_of
 from alp_megatron.weights.layouts import split, unshard
-from alp_megatron.weights.mapping import Rule, rules_of_chunk
+from alp_megatron.weights.mapping import rules_of_chunk
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """One Megatron parameter: the pipeline stage and chunk that own it, and how it is laid out."""
-
-    stage: int
-    chunk: int
-    name: str
-    rule: Rule
-    shape: tuple[int, ...]  # of one tensor-parallel part
+DEFAULT_BUCKET_BYTES = 64 * 2**20
 
 
 class ExportPlan:
-    """Made once; the order of the stream is fixed: embedding, layers by number, norm, head.
+    """Made once; each `stream` follows it.
 
     Args:
         chunks: this rank's PolicyModel chunks (all ranks of the run make the plan together).
+        bucket_bytes: the parts travel to rank 0 in buckets of at most this size, or of one
+            tensor where that is larger. A rank holds two of them, and no copy of the model.
     """
 
-    def __init__(self, chunks: list, model_type: str):
-        self._chunks = chunks
+    def __init__(self, chunks: list, model_type: str, bucket_bytes: int = DEFAULT_BUCKET_BYTES):
         self._config = chunks[0].config
+        self._bucket_bytes = bucket_bytes
         self._parameters = [dict(chunk.named_parameters()) for chunk in chunks]
-        self._stages = parallel_state.get_pipeline_model_parallel_group()
-        self._tp = parallel_state.get_tensor_model_parallel_group()
-        self._stage = parallel_state.get_pipeline_model_parallel_rank()
-        mine = [
-            _Entry(self._stage, index, name, rule, tuple(self._parameters[index][name].shape))
-            for index, chunk in enumerate(chunks)
-            for name, rule in rules_of_chunk(chunk, model_type).items()
-        ]
-        gathered: list = [None] * dist.get_world_size(self._stages)
-        dist.all_gather_object(gathered, mine, group=self._stages)
-        entries: dict[tuple, _Entry] = {}
-        for entry in (e for stage in gathered for e in stage):
-            entries.setdefault(entry.rule.hf_names, entry)  # tied embedding: the first stage's
-        self.entries = sorted(entries.values(), key=_stream_order)
+        self._device = next(chunks[0].parameters()).device
+        # Two, used in turn: one travels while the other is filled or read.
+        self._spaces = [torch.empty(0, dtype=torch.uint8, device=self._device) for _ in range(2)]
+        held: list = [None] * dist.get_world_size()
+        dist.all_gather_object(held, list(self._held(chunks, model_type)))
+        self.entries = entries_of([part for of_rank in held for part in of_rank])
+
+    def _held(self, chunks: list, model_type: str) -> Iterator[Part]:
+        rank, tp_rank = dist.get_rank(), parallel_state.get_tensor_model_parallel_rank()
+        for index, chunk in enumerate(chunks):
+            for name, rule in rules_of_chunk(chunk, model_type).items():
+                whole = rule.layout == "replicated" or rule.expert
+                shape = tuple(self._parameters[index][name].shape)
+                yield Part(rule, 0 if whole else tp_rank, rank, index, name, shape)
 
     @torch.no_grad()
     def stream(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, whole tensor in `dtype`) on rank 0. A collective call of the whole run.
+        """Yield (name, whole tensor in `dtype`) on rank 0. All ranks of the run must call it.
 
-        The other ranks get an empty stream that they must run through. Parts are cast before
-        they travel, and rank 0 holds one parameter at a time.
+        The other ranks get an empty stream that they must run through. Parts are cast before they
+        travel, and the next bucket travels while rank 0 works on this one. A tensor is valid
+        until the next one is asked for.
         """
-        if parallel_state.get_data_parallel_rank() != 0:
+        buckets = list(buckets_of(self.entries, self._bucket_bytes, dtype.itemsize))
+        if dist.get_rank() != 0:
+            self._send(buckets, dtype)
             return
-        for entry in self.entries:
-            whole = self._whole(entry, dtype)
-            if dist.get_rank() == 0:
-                heads = split(
-                    entry.rule.layout,
-                    whole,
-                    self._config.num_query_groups,
-                    self._config.kv_channels,
-                )
-                yield from zip(entry.rule.hf_names, heads, strict=True)
+        following = self._receive(buckets[0], 0, dtype)
+        for number, bucket in enumerate(buckets):
+            arriving = following
+            if number + 1 < len(buckets):
+                following = self._receive(buckets[number + 1], (number + 1) % 2, dtype)
+            for work in arriving.works:
+                work.wait()
+            for entry in bucket:
+                yield from self._tensors(entry, arriving.parts, dtype)
 
-    def _whole(self, entry: _Entry, dtype: torch.dtype) -> Tensor | None:
-        """The whole parameter on rank 0; None elsewhere."""
-        tp_rank, tp_size = dist.get_rank(self._tp), dist.get_world_size(self._tp)
-        if self._stage != entry.stage:
-            if self._stage != 0 or tp_rank != 0:
-                return None
-            parts = [_empty_like(entry.shape, dtype, self._chunks) for _ in range(tp_size)]
-            if entry.rule.layout == "replicated":
-                parts = parts[:1]
-            source = dist.get_global_rank(self._stages, entry.stage)
-            for part in parts:
-                dist.recv(part, source, group=self._stages)
-            return unshard(entry.rule.layout, parts, self._config.vocab_size)
-        mine = self._parameters[entry.chunk][entry.name].detach().to(dtype).contiguous()
-        parts = [mine]
-        if entry.rule.layout != "replicated" and tp_size > 1:
-            parts = [torch.empty_like(mine) for _ in range(tp_size)]
-            dist.all_gather(parts, mine, group=self._tp)
-        if tp_rank != 0:
-            return None
-        if entry.stage != 0:
-            for part in parts:
-                dist.send(part, dist.get_global_rank(self._stages, 0), group=self._stages)
-            return None
-        return unshard(entry.rule.layout, parts, self._config.vocab_size)
+    def _send(self, buckets: list[list[Entry]], dtype: torch.dtype) -> None:
+        """This rank's parts of each bucket, one message a bucket."""
+        on_their_way: deque = deque()
+        for bucket in buckets:
+            mine = [p for entry in bucket for p in entry.parts if p.rank == dist.get_rank()]
+            if not mine:
+                continue
+            if len(on_their_way) == 2:
+                on_their_way.popleft().wait()
+            self._spaces.reverse()
+            message = self._space(0, mine, dtype)
+            for part, place in zip(mine, _places(mine, message), strict=True):
+                place.copy_(self._parameters[part.chunk][part.name])
+            on_their_way.append(dist.isend(message, 0))
+        for work in on_their_way:
+            work.wait()
+
+    def _receive(self, bucket: list[Entry], space: int, dtype: torch.dtype) -> "_Arriving":
+        """Start receiving what other ranks hold of a bucket."""
+        theirs = [p for entry in bucket for p in entry.parts if p.rank != 0]
+        theirs.sort(key=lambda part: part.rank)  # stable: in a rank's own order
+        whole = self._space(space, theirs, dtype)
+        parts, works, start = {}, [], 0
+        for rank in sorted({part.rank for part in theirs}):
+            of_rank = [part for part in theirs if part.rank == rank]
+            message = whole[start : start + sum(part.numel for part in of_rank)]
+            start += message.numel()
+            works.append(dist.irecv(message, rank))
+            parts |= dict(zip(of_rank, _places(of_rank, message), strict=True))
+        return _Arriving(parts, works)
+
+    def _tensors(self, entry: Entry, arrived: dict[Part, Tensor], dtype: torch.dtype):
+        parts = [
+            arrived[part]
+            if part in arrived
+            else self._parameters[part.chunk][part.name].detach().to(dtype)
+            for part in entry.parts
+        ]
+        whole = unshard(entry.rule.layout, parts, self._config.vocab_size)
+        groups, head_dim = self._config.num_query_groups, self._config.kv_channels
+        heads = split(entry.rule.layout, whole, groups, head_dim)
+        return zip(entry.rule.hf_names, heads, strict=True)
+
+    def _space(self, which: int, parts: list[Part], dtype: torch.dtype) -> Tensor:
+        """Flat memory for the parts, kept from sync to sync: fresh pages cost more than a copy."""
+        size = sum(part.numel for part in parts) * dtype.itemsize
+        if self._spaces[which].numel() < size:
+            self._spaces[which] = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._spaces[which][:size].view(dtype)
 
 
-def _empty_like(shape, dtype, chunks) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=next(chunks[0].parameters()).device)
+@dataclass(frozen=True)
+class _Arriving:
+    """A bucket's parts from other ranks, there once the works are waited for."""
+
+    parts: dict[Part, Tensor]
+    works: list[dist.Work]
 
 
-_OUTSIDE = {"model.embed_tokens.weight": -1, "model.norm.weight": 2**30, "lm_head.weight": 2**31}
-
-
-def _stream_order(entry: _Entry) -> tuple:
-    name = entry.rule.hf_names[0]
-    layer = _OUTSIDE[name] if name in _OUTSIDE else int(name.split(".")[2])
-    return layer, name
+def _places(parts: list[Part], message: Tensor) -> list[Tensor]:
+    """Where in a message each part lies."""
+    pieces = message.split([part.numel for part in parts])
+    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]

@@ -54,7 +54,7 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
         for name, parameter in chunk.named_parameters():
             if name not in rules:
                 continue
-            layout, hf_names = rules[name]
+            layout, hf_names, _ = rules[name]
             try:
                 parts = [checkpoint.tensor(n) for n in hf_names]
                 part = shard(layout, merge(layout, parts, groups), rank, size)

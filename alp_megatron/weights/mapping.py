@@ -55,6 +55,7 @@ class Rule(NamedTuple):
 
     layout: str
     hf_names: tuple[str, ...]
+    expert: bool = False
 
 
 def rule_of(model_type: str, name: str, global_layer: int | None, tied: bool) -> Rule | None:
