@@ -63,7 +63,12 @@ def multiply_bfloat16_as_float32() -> None:
         if not (plain and layer.weight.dtype == torch.bfloat16):
             original(layer, remove_weight)
             return
-        weight = layer.weight.detach().float()
+        # Kept from reload to reload: fresh pages cost more than the copy.
+        weight = layer.__dict__.get("float_weight")
+        if weight is None or weight.shape != layer.weight.shape:
+            weight = layer.__dict__["float_weight"] = layer.weight.detach().float()
+        else:
+            weight.copy_(layer.weight.detach())
 
         def linear(x, _weight, bias):
             bias = None if bias is None else bias.float()
