@@ -16,6 +16,7 @@ from alp_megatron.weights.verify import (
     check_against_checkpoint,
     check_logprobs,
     check_same_tensors,
+    check_version,
 )
 
 GATE_SAMPLES = 64  # responses whose log-probabilities both sides compute at the first sync
@@ -67,7 +68,9 @@ def verified_sync(
         sent = Digests()
         received = driver.engine.update_weights(sent.record(stream), version, digests=True)
         check_same_tensors(sent.of, received)
-        responses = [as_sequence(t) for t in driver.rollout(step=0)[:GATE_SAMPLES]]
+        trajectories = driver.rollout(step=0)[:GATE_SAMPLES]
+        check_version({t.policy_version for t in trajectories}, version)
+        responses = [as_sequence(t) for t in trajectories]
     else:
         for _ in stream:
             pass

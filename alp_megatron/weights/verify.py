@@ -52,6 +52,15 @@ def check_against_checkpoint(
             )
 
 
+def check_version(sampled: set[int], version: int) -> None:
+    """Raise SyncError if samples were drawn under another version than the one just sent."""
+    if sampled != {version}:
+        raise SyncError(
+            f"first weight sync: version {version} was sent, but the rollout engine samples under "
+            f"version {', '.join(map(str, sorted(sampled - {version})))}"
+        )
+
+
 def check_logprobs(
     trainer: list[list[float]], engine: list[list[float]], limit: float
 ) -> dict[str, float]:
