@@ -14,10 +14,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.model.attention import AttentionLayout, PackedAttention
 from alp_megatron.model.hf_config import padded_vocab_size, policy_config
-from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.model.norm import RMSNorm
 from alp_megatron.model.packed_params import PackedParams
 from alp_megatron.trainer.optimizer import build_optimizer, wrap
@@ -34,7 +34,7 @@ class BareLoop:
     """
 
     def __init__(self, config: Config, trajectories: list[Trajectory], packed: bool):
-        policy = policy_config(config, read_hf_config(config.model.path))
+        policy = policy_config(config, read_model_shape(config.model.path))
         torch.manual_seed(0)
         chunk = GPTModel(
             policy,
@@ -44,7 +44,7 @@ class BareLoop:
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
             position_embedding_type="rope",
-            rotary_base=policy.rotary_base,
+            rotary_base=policy.rope.theta,
             share_embeddings_and_output_weights=policy.tie_word_embeddings,
         )
         policy.finalize_model_grads_func = finalize_model_grads

@@ -1,5 +1,7 @@
 """How many processes a configuration asks for, and how they are divided."""
 
+from math import lcm
+
 from alp_megatron.config.schema import Config
 
 
@@ -9,8 +11,15 @@ def model_parallel_size(config: Config) -> int:
 
 
 def world_size(config: Config) -> int:
-    """Training processes in all; one replica's worth where runtime.world_size is not given."""
-    return config.runtime.world_size or model_parallel_size(config)
+    """Training processes in all; the fewest that hold the model where it is not given."""
+    return config.runtime.world_size or smallest_world_size(config)
+
+
+def smallest_world_size(config: Config) -> int:
+    """One replica's worth, or as many replicas as the experts need: EP divides TP x DP."""
+    model = config.model
+    stage = lcm(model.tensor_model_parallel_size, model.expert_model_parallel_size)
+    return stage * model.pipeline_model_parallel_size
 
 
 def data_parallel_size(config: Config) -> int:

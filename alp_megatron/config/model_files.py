@@ -39,7 +39,14 @@ def check_weights(model_dir: Path) -> Shapes:
 
 def check_tensors(model_dir: Path, found: Shapes, shape: ModelShape) -> None:
     """The weights are those of the model that config.json describes. Raises UserError."""
-    for name, expected in shape.tensor_shapes().items():
+    wanted = shape.tensor_shapes()
+    # A tied output layer may be written out a second time.
+    for name in sorted(found.keys() - wanted.keys() - {"lm_head.weight"}):
+        raise UserError(
+            f"{model_dir} has a tensor {name}, for which its config.json has no place; "
+            f"{_COPY_AGAIN}."
+        )
+    for name, expected in wanted.items():
         if name not in found:
             raise UserError(
                 f"{model_dir} has no tensor {name}, which its config.json asks for; {_COPY_AGAIN}."

@@ -1,4 +1,4 @@
-"""The sizes in a Hugging Face config.json that the checks need; imports nothing heavy."""
+"""A model's sizes and tensors from its Hugging Face config.json; imports nothing heavy."""
 
 import json
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from alp_megatron.config.families import FAMILIES, Family
+from alp_megatron.config.rope import Rope, read_rope
 from alp_megatron.errors import UserError
-
-SUPPORTED_ARCHITECTURES = ("Qwen2ForCausalLM",)
 
 _SIZES = (
     "hidden_size",
@@ -19,12 +19,27 @@ _SIZES = (
     "num_key_value_heads",
     "vocab_size",
 )
+_WINDOW = 4096  # what transformers takes for `sliding_window` where config.json has none
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in every layer; the names are config.json's."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a dense decoder, under the names that config.json gives them."""
+    """What the layers of a decoder are, under the names that config.json gives.
 
+    `biases`: all linear layers have one (see Family.optional_biases).
+    """
+
+    family: Family
     hidden_size: int
     intermediate_size: int
     max_position_embeddings: int
@@ -34,6 +49,10 @@ class ModelShape:
     vocab_size: int
     head_dim: int
     tie_word_embeddings: bool
+    rms_norm_eps: float
+    biases: bool
+    rope: Rope
+    experts: Experts | None
 
     @property
     def num_parameters(self) -> int:
@@ -41,44 +60,84 @@ class ModelShape:
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of a Qwen2 model under their Hugging Face names."""
-        h, mlp = self.hidden_size, self.intermediate_size
-        q, kv = (n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads))
-        layer: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (h,),
-            "post_attention_layernorm.weight": (h,),
-            "self_attn.o_proj.weight": (h, q),
-            "mlp.gate_proj.weight": (mlp, h),
-            "mlp.up_proj.weight": (mlp, h),
-            "mlp.down_proj.weight": (h, mlp),
-        }
-        for name, size in (("q", q), ("k", kv), ("v", kv)):
-            layer |= {f"self_attn.{name}_proj.weight": (size, h)}
-            layer |= {f"self_attn.{name}_proj.bias": (size,)}
+        """Every tensor of the model under its Hugging Face name."""
+        h = self.hidden_size
         shapes = {"model.embed_tokens.weight": (self.vocab_size, h), "model.norm.weight": (h,)}
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, h)
+        layer = self._attention_shapes() | self._mlp_shapes()
         for index in range(self.num_hidden_layers):
             shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
         return shapes
+
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
+        h, d = self.hidden_size, self.head_dim
+        q, kv = (n * d for n in (self.num_attention_heads, self.num_key_value_heads))
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (h,),
+            "post_attention_layernorm.weight": (h,),
+        }
+        qkv_bias = self.family.qkv_bias or self.biases
+        shapes |= _linear("self_attn.q_proj", q, h, qkv_bias)
+        shapes |= _linear("self_attn.k_proj", kv, h, qkv_bias)
+        shapes |= _linear("self_attn.v_proj", kv, h, qkv_bias)
+        shapes |= _linear("self_attn.o_proj", h, q, self.biases)
+        if self.family.qk_norm:
+            shapes |= {"self_attn.q_norm.weight": (d,), "self_attn.k_norm.weight": (d,)}
+        return shapes
+
+    def _mlp_shapes(self) -> dict[str, tuple[int, ...]]:
+        h = self.hidden_size
+        if self.experts is None:
+            return _mlp("mlp", self.intermediate_size, h, self.biases)
+        shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (self.experts.num_experts, h)}
+        for index in range(self.experts.num_experts):
+            size = self.experts.moe_intermediate_size
+            shapes |= _mlp(f"mlp.experts.{index}", size, h, self.biases)
+        return shapes
+
+
+def _linear(name: str, out: int, into: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (out, into)}
+    return shapes | {f"{name}.bias": (out,)} if bias else shapes
+
+
+def _mlp(name: str, size: int, h: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    return (
+        _linear(f"{name}.gate_proj", size, h, bias)
+        | _linear(f"{name}.up_proj", size, h, bias)
+        | _linear(f"{name}.down_proj", h, size, bias)
+    )
 
 
 def read_model_shape(model_dir: str | Path) -> ModelShape:
     """Reads and checks `config.json`. Raises UserError naming the file and what is wrong."""
     path = Path(model_dir) / "config.json"
     hf = read_json_object(path)
-    _check_supported(hf, path)
-    for name in _SIZES:
-        value = hf.get(name)
-        if type(value) is not int or value < 1:
-            raise UserError(f"{path}: {name} is {value!r}; it must be a positive integer.")
-    heads = hf["num_attention_heads"]
+    family = _family(hf, path)
+    hf.setdefault("num_key_value_heads", hf.get("num_attention_heads"))
+    sizes = {name: _size(hf, name, path) for name in _SIZES}
+    heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if hf["hidden_size"] % heads and not hf.get("head_dim"):
         raise UserError(f"{path}: hidden_size is not a multiple of the {heads} attention heads.")
+    if heads % groups:
+        raise UserError(f"{path}: num_key_value_heads={groups} does not divide {heads} heads.")
+    _check_computes_the_same(hf, family, path)
+    epsilon = hf.get("rms_norm_eps", 1e-6)
+    if type(epsilon) not in (int, float) or not epsilon > 0:
+        raise UserError(f"{path}: rms_norm_eps is {epsilon!r}; it must be a positive number.")
+    head_dim = _size(hf, "head_dim", path) if hf.get("head_dim") else hf["hidden_size"] // heads
+    if head_dim % 2:
+        raise UserError(f"{path}: head_dim={head_dim} is odd; rotary embeddings need pairs.")
     return ModelShape(
-        **{name: hf[name] for name in _SIZES},
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+        **sizes,
+        family=family,
+        head_dim=head_dim,
         tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        rms_norm_eps=epsilon,
+        biases=family.optional_biases and bool(hf.get("attention_bias")),
+        rope=read_rope(hf, path),
+        experts=_experts(hf, path) if family.experts else None,
     )
 
 
@@ -101,22 +160,76 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_supported(hf: dict[str, Any], path: Path) -> None:
-    """Refuses what would load but compute something else than the model's authors meant."""
+def _family(hf: dict[str, Any], path: Path) -> Family:
+    known = {family.architecture: family for family in FAMILIES.values()}
     architectures = hf.get("architectures") or ["none"]
-    if not isinstance(architectures, list) or architectures[0] not in SUPPORTED_ARCHITECTURES:
+    if not isinstance(architectures, list) or architectures[0] not in known:
         raise UserError(
             f"{path}: the architecture {architectures} is not supported; "
-            f"use a model of {', '.join(SUPPORTED_ARCHITECTURES)}."
+            f"use a model of {', '.join(known)}."
         )
+    family = known[architectures[0]]
+    if hf.get("model_type") != family.model_type:
+        raise UserError(
+            f"{path}: model_type is {hf.get('model_type')!r} where {family.architecture} has "
+            f"{family.model_type!r}; copy the model again."
+        )
+    return family
+
+
+def _size(hf: dict[str, Any], name: str, path: Path) -> int:
+    value = hf.get(name)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{path}: {name} is {value!r}; it must be a positive integer.")
+    return value
+
+
+def _check_computes_the_same(hf: dict[str, Any], family: Family, path: Path) -> None:
+    """Refuses what would load but compute something else than the model's authors meant."""
     if hf.get("quantization_config"):
         raise UserError(f"{path}: quantised weights cannot be trained; use the unquantised model.")
-    if hf.get("use_sliding_window"):
-        raise UserError(f"{path}: sliding-window attention is not supported; use another model.")
-    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
+    if hf.get("hidden_act", "silu") != "silu":
         raise UserError(
-            f"{path}: rotary embeddings of type {kind!r} are not supported; remove rope_scaling "
-            "if max_position_embeddings is enough without it."
+            f"{path}: hidden_act={hf['hidden_act']!r} is not supported; use a model with 'silu'."
         )
+    slides = family.always_slides or hf.get("use_sliding_window")
+    window = hf.get("sliding_window", _WINDOW) if slides else None
+    if window is not None and window < hf["max_position_embeddings"]:
+        raise UserError(
+            f"{path}: sliding-window attention is not supported, and sliding_window={window} is "
+            f"less than max_position_embeddings={hf['max_position_embeddings']}; use another "
+            "model, or lower max_position_embeddings to the window."
+        )
+    biases = [bool(hf.get(name)) for name in ("attention_bias", "mlp_bias")]
+    if any(biases) and not (all(biases) and family.optional_biases):
+        raise UserError(
+            f"{path}: attention_bias={biases[0]} with mlp_bias={biases[1]} is not supported for "
+            f"{family.architecture}: Megatron gives a bias to all linear layers or to none; use "
+            "another model."
+        )
+
+
+def _experts(hf: dict[str, Any], path: Path) -> Experts:
+    if hf.get("mlp_only_layers") or hf.get("decoder_sparse_step", 1) != 1:
+        raise UserError(
+            f"{path}: a model with experts in only some layers (mlp_only_layers, "
+            "decoder_sparse_step) is not supported; use another model."
+        )
+    hf.setdefault("num_experts", hf.get("num_local_experts"))
+    experts = Experts(
+        num_experts=_size(hf, "num_experts", path),
+        num_experts_per_tok=_size(hf, "num_experts_per_tok", path),
+        moe_intermediate_size=_size(hf, "moe_intermediate_size", path),
+        norm_topk_prob=bool(hf.get("norm_topk_prob", False)),
+    )
+    if experts.num_experts_per_tok > experts.num_experts:
+        raise UserError(
+            f"{path}: num_experts_per_tok={experts.num_experts_per_tok} is more than the model's "
+            f"{experts.num_experts} experts."
+        )
+    if experts.num_experts_per_tok == 1 and experts.norm_topk_prob:
+        raise UserError(
+            f"{path}: norm_topk_prob with num_experts_per_tok=1 is not supported, because it "
+            "makes every routing weight 1 and the router untrainable; set norm_topk_prob to false."
+        )
+    return experts

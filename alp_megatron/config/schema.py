@@ -17,6 +17,9 @@ class ModelConfig(Section):
     tensor_model_parallel_size: int = Field(1, ge=1)
     pipeline_model_parallel_size: int = Field(1, ge=1)
     virtual_pipeline_model_parallel_size: int | None = Field(None, ge=2)
+    expert_model_parallel_size: int = Field(
+        1, ge=1, description="ranks over which TP x DP of a stage share out the experts"
+    )
     sequence_parallel: bool = False
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     fp32_residual_connection: bool = False
@@ -103,7 +106,9 @@ class TaskConfig(Section):
 
 class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    world_size: int | None = Field(None, ge=1, description="processes; TP x PP if not given")
+    world_size: int | None = Field(
+        None, ge=1, description="processes; the fewest that can be if not given"
+    )
     threads_per_rank: int = Field(1, ge=1, description="CPU threads of one training process")
     distributed_timeout_minutes: int = Field(10, ge=1)
 

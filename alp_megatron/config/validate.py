@@ -4,8 +4,8 @@ from pathlib import Path
 
 from alp_megatron.config.layout import (
     data_parallel_size,
-    model_parallel_size,
     num_microbatches,
+    smallest_world_size,
     world_size,
 )
 from alp_megatron.config.model_files import check_tensors, check_tokenizer, check_weights
@@ -29,6 +29,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     check_tokenizer(model_dir, shape)
     check_tensors(model_dir, weights, shape)
     _check_tensor_parallel(config, shape)
+    _check_experts(config, shape)
     _check_pipeline_parallel(config, shape)
     _check_world_size(config)
     _check_device(config)
@@ -43,22 +44,56 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
 
 def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:
     tp = config.model.tensor_model_parallel_size
-    parts = {
-        "attention heads": shape.num_attention_heads,
-        "key-value heads": shape.num_key_value_heads,
-        "MLP channels": shape.intermediate_size,
-    }
-    fitting = [n for n in range(1, shape.num_attention_heads + 1) if _divides(n, parts.values())]
-    for what, count in parts.items():
-        if count % tp:
-            raise UserError(
-                f"model.tensor_model_parallel_size={tp} does not divide the model's {count} "
-                f"{what}: use {_either(fitting)}."
-            )
+    heads = shape.num_attention_heads
+    fitting = [n for n in range(1, heads + 1) if _undivided_by(n, shape) is None]
+    what = _undivided_by(tp, shape)
+    if what is not None:
+        raise UserError(
+            f"model.tensor_model_parallel_size={tp} does not divide the model's {what}: use "
+            f"{_either(fitting)}."
+        )
     if config.model.sequence_parallel and tp == 1:
         raise UserError(
             "model.sequence_parallel=true needs model.tensor_model_parallel_size of 2 or more: "
             "set it to false."
+        )
+
+
+def _undivided_by(tp: int, shape: ModelShape) -> str | None:
+    """What TP does not divide. Several ranks may share a key-value head, if equally many."""
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    rows = (heads + 2 * groups) * shape.head_dim
+    if heads % tp:
+        return f"{heads} attention heads"
+    if groups % tp and tp % groups:
+        return f"{groups} key-value heads"
+    if rows % tp:
+        return f"{rows} rows of queries, keys and values"
+    if shape.experts is None and shape.intermediate_size % tp:
+        return f"{shape.intermediate_size} MLP channels"
+    return None
+
+
+def _check_experts(config: Config, shape: ModelShape) -> None:
+    model = config.model
+    tp, ep = model.tensor_model_parallel_size, model.expert_model_parallel_size
+    if shape.experts is None:
+        if ep > 1:
+            raise UserError(
+                f"model.expert_model_parallel_size={ep} needs a model with experts: set it to 1."
+            )
+        return
+    count = shape.experts.num_experts
+    if count % ep:
+        fitting = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(
+            f"model.expert_model_parallel_size={ep} does not divide the model's {count} experts: "
+            f"use {_either(fitting)}."
+        )
+    if tp > 1 and not model.sequence_parallel:
+        raise UserError(
+            f"model.tensor_model_parallel_size={tp} needs model.sequence_parallel=true in a model "
+            "with experts: set it."
         )
 
 
@@ -88,11 +123,12 @@ def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
 
 
 def _check_world_size(config: Config) -> None:
-    replica, world = model_parallel_size(config), world_size(config)
-    if world % replica:
+    needed, world = smallest_world_size(config), world_size(config)
+    if world % needed:
         raise UserError(
-            f"runtime.world_size={world} is not a multiple of the {replica} processes that one "
-            f"replica needs (TP x PP): use {replica} or {replica * (world // replica + 1)}."
+            f"runtime.world_size={world} is not a multiple of the {needed} processes that the "
+            f"layout needs (PP x the least common multiple of TP and EP): use {needed} or "
+            f"{needed * (world // needed + 1)}."
         )
 
 
@@ -178,10 +214,6 @@ def _check_task(config: Config) -> None:
             raise UserError(f"task.name=file needs {key}: give a JSONL or parquet file.")
         if not Path(path).is_file():
             raise UserError(f"{key}={path} is not a file: check the path.")
-
-
-def _divides(n: int, counts) -> bool:
-    return all(count % n == 0 for count in counts)
 
 
 def _either(options: list) -> str:

@@ -3,9 +3,9 @@
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
+from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.model.hf_config import policy_config
-from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.model.policy import PolicyModel
 from alp_megatron.model.specs import block_spec
 
@@ -15,15 +15,15 @@ def build_model(config: Config) -> list[PolicyModel]:
 
     The weights are left uninitialised: `weights.load` fills them.
     """
-    hf = read_hf_config(config.model.path)
-    policy = policy_config(config, hf)
+    shape = read_model_shape(config.model.path)
+    policy = policy_config(config, shape)
     chunks = config.model.virtual_pipeline_model_parallel_size
     stages = range(chunks) if chunks else [None]
     return [
         PolicyModel(
             policy,
-            block_spec(get_num_layers_to_build(policy, vp_stage=stage)),
-            max_sequence_length=hf["max_position_embeddings"],
+            block_spec(policy, get_num_layers_to_build(policy, vp_stage=stage)),
+            max_sequence_length=shape.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(
                 ignore_virtual=False, vp_stage=stage
             ),

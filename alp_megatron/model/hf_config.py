@@ -1,12 +1,13 @@
 """A Hugging Face config.json as Megatron's configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from alp_megatron.config.model_shape import Experts, ModelShape
+from alp_megatron.config.rope import Rope
 from alp_megatron.config.schema import Config, PerturbationConfig
-from alp_megatron.model.hf_files import rope_theta
 
 
 @dataclass
@@ -16,30 +17,30 @@ class PolicyConfig(TransformerConfig):
     perturbation: PerturbationConfig | None = None
     logprob_chunk_tokens: int = 1024
     vocab_size: int = 0
-    rotary_base: float = 10000.0
+    rope: Rope = field(default_factory=Rope)
     tie_word_embeddings: bool = False
 
 
-def policy_config(config: Config, hf: dict) -> PolicyConfig:
-    """The Megatron configuration of a Qwen2-family model in the layout that `config` asks for."""
+def policy_config(config: Config, shape: ModelShape) -> PolicyConfig:
+    """The Megatron configuration of a model in the layout that `config` asks for."""
     model = config.model
     dtype = getattr(torch, model.params_dtype)
     recompute = None if model.recompute_granularity == "none" else model.recompute_granularity
     whole = recompute == "full"
-    heads = hf["num_attention_heads"]
     return PolicyConfig(
-        num_layers=hf["num_hidden_layers"],
-        hidden_size=hf["hidden_size"],
-        ffn_hidden_size=hf["intermediate_size"],
-        num_attention_heads=heads,
-        num_query_groups=hf.get("num_key_value_heads", heads),
-        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
-        layernorm_epsilon=hf["rms_norm_eps"],
+        num_layers=shape.num_hidden_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.intermediate_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_key_value_heads,
+        kv_channels=shape.head_dim,
+        layernorm_epsilon=shape.rms_norm_eps,
         normalization="RMSNorm",
         activation_func=torch.nn.functional.silu,
         gated_linear_unit=True,
-        add_bias_linear=False,
-        add_qkv_bias=hf["model_type"] == "qwen2",
+        add_bias_linear=shape.biases,
+        add_qkv_bias=shape.family.qkv_bias,
+        qk_layernorm=shape.family.qk_norm,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=dtype,
@@ -63,9 +64,30 @@ def policy_config(config: Config, hf: dict) -> PolicyConfig:
         bias_dropout_fusion=False,
         perturbation=config.perturbation,
         logprob_chunk_tokens=model.logprob_chunk_tokens,
-        vocab_size=hf["vocab_size"],
-        rotary_base=rope_theta(hf),
-        tie_word_embeddings=hf.get("tie_word_embeddings", False),
+        vocab_size=shape.vocab_size,
+        rope=shape.rope,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        **(_moe_settings(shape.experts) if shape.experts else {}),
+        expert_model_parallel_size=model.expert_model_parallel_size,
+        expert_tensor_parallel_size=1,
+    )
+
+
+def _moe_settings(experts: Experts) -> dict:
+    """Every token reaches its experts, and nothing is added to the loss.
+
+    `norm_topk_prob` makes the weights of the chosen experts sum to 1, which is a softmax over
+    the chosen alone; without it the softmax is over all experts.
+    """
+    return dict(
+        num_moe_experts=experts.num_experts,
+        moe_ffn_hidden_size=experts.moe_intermediate_size,
+        moe_router_topk=experts.num_experts_per_tok,
+        moe_router_pre_softmax=not experts.norm_topk_prob,
+        moe_router_load_balancing_type="none",
+        moe_aux_loss_coeff=0.0,
+        moe_router_dtype="fp32",
+        moe_token_dispatcher_type="alltoall",
     )
 
 

@@ -8,7 +8,7 @@ from alp_megatron.model.hf_config import PolicyConfig, padded_vocab_size
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.microbatch import MicroBatch
 from alp_megatron.model.packed_params import PackedParams, packed_params
-from alp_megatron.model.rotary import PackedRotaryEmbedding
+from alp_megatron.model.rotary import PackedRotaryEmbedding, inverse_frequencies
 
 
 class PolicyModel(GPTModel):
@@ -26,16 +26,13 @@ class PolicyModel(GPTModel):
             vocab_size=padded_vocab_size(config.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=max_sequence_length,
             position_embedding_type="rope",
-            rotary_base=config.rotary_base,
             share_embeddings_and_output_weights=config.tie_word_embeddings,
             **stage,
         )
-        if not next(self.parameters()).is_cuda:
-            self.rotary_pos_emb = PackedRotaryEmbedding(
-                config.kv_channels,
-                rotary_percent=1.0,
-                rotary_base=config.rotary_base,
-            )
+        device = next(self.parameters()).device
+        if device.type != "cuda":
+            self.rotary_pos_emb = PackedRotaryEmbedding(config.kv_channels, rotary_percent=1.0)
+        self.rotary_pos_emb.inv_freq = inverse_frequencies(config.rope, config.kv_channels, device)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0):
         params = packed_params(

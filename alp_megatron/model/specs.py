@@ -7,29 +7,34 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alp_megatron.model.attention import PackedAttention
 from alp_megatron.model.norm import RMSNorm
 from alp_megatron.perturbation.layer import PerturbedTransformerLayer
 
 
-def block_spec(layers_of_this_stage: int) -> TransformerBlockSubmodules:
+def block_spec(config: TransformerConfig, layers_of_this_stage: int) -> TransformerBlockSubmodules:
     """The decoder block of one pipeline stage."""
+    kind = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, final_norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, final_norm = get_gpt_layer_with_transformer_engine_spec(**kind), TENorm
     else:
-        layer, final_norm = _local_layer_spec(), RMSNorm
+        layer, final_norm = _local_layer_spec(**kind), RMSNorm
     layer.module = PerturbedTransformerLayer
     return TransformerBlockSubmodules(
         layer_specs=[layer] * layers_of_this_stage, layer_norm=final_norm
     )
 
 
-def _local_layer_spec() -> ModuleSpec:
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+def _local_layer_spec(*, qk_layernorm: bool, **kind) -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_layernorm, **kind)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer

@@ -43,6 +43,8 @@ def join(config: Config) -> Rank:
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
+        expert_model_parallel_size=model.expert_model_parallel_size,
+        expert_tensor_parallel_size=1,  # an expert is never split
         create_gloo_process_groups=kind == "cuda",
         distributed_timeout_minutes=config.runtime.distributed_timeout_minutes,
     )

@@ -54,10 +54,12 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
         for name, parameter in chunk.named_parameters():
             if name not in rules:
                 continue
-            layout, hf_names, _ = rules[name]
+            layout, hf_names, expert = rules[name]
             try:
                 parts = [checkpoint.tensor(n) for n in hf_names]
-                part = shard(layout, merge(layout, parts, groups), rank, size)
+                part = merge(layout, parts, groups)
+                if not expert:
+                    part = shard(layout, part, rank, size)
             except RuntimeError:
                 part = torch.empty(0)
             if part.shape != parameter.shape:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 LAYER = "model.layers.{i}."
 ATTENTION = LAYER + "self_attn."
 MLP = LAYER + "mlp."
+EXPERT = MLP + "experts.{e}."
 
 DENSE = {
     "embedding.word_embeddings.weight": ("vocab", "model.embed_tokens.weight"),
@@ -29,12 +30,6 @@ DENSE = {
         ATTENTION + "k_proj.weight",
         ATTENTION + "v_proj.weight",
     ),
-    "self_attention.linear_qkv.bias": (
-        "qkv",
-        ATTENTION + "q_proj.bias",
-        ATTENTION + "k_proj.bias",
-        ATTENTION + "v_proj.bias",
-    ),
     "self_attention.linear_proj.weight": ("row", ATTENTION + "o_proj.weight"),
     "pre_mlp_layernorm.weight": ("replicated", LAYER + "post_attention_layernorm.weight"),
     "mlp.linear_fc1.weight": ("gate_up", MLP + "gate_proj.weight", MLP + "up_proj.weight"),
@@ -44,48 +39,101 @@ DENSE = {
 DENSE["self_attention.linear_qkv.layer_norm_weight"] = DENSE["input_layernorm.weight"]
 DENSE["mlp.linear_fc1.layer_norm_weight"] = DENSE["pre_mlp_layernorm.weight"]
 
-FAMILIES = {"qwen2": DENSE}
+QKV_BIAS = {
+    "self_attention.linear_qkv.bias": (
+        "qkv",
+        ATTENTION + "q_proj.bias",
+        ATTENTION + "k_proj.bias",
+        ATTENTION + "v_proj.bias",
+    ),
+}
+# A row-parallel linear adds its bias once, after the sum over TP.
+OTHER_BIASES = {
+    "self_attention.linear_proj.bias": ("replicated", ATTENTION + "o_proj.bias"),
+    "mlp.linear_fc1.bias": ("gate_up", MLP + "gate_proj.bias", MLP + "up_proj.bias"),
+    "mlp.linear_fc2.bias": ("replicated", MLP + "down_proj.bias"),
+}
+QK_NORM = {
+    "self_attention.q_layernorm.weight": ("replicated", ATTENTION + "q_norm.weight"),
+    "self_attention.k_layernorm.weight": ("replicated", ATTENTION + "k_norm.weight"),
+}
+EXPERTS = {
+    "mlp.router.weight": ("replicated", MLP + "gate.weight"),
+    "mlp.experts.local_experts.linear_fc1.weight": (
+        "gate_up",
+        EXPERT + "gate_proj.weight",
+        EXPERT + "up_proj.weight",
+    ),
+    "mlp.experts.local_experts.linear_fc2.weight": ("row", EXPERT + "down_proj.weight"),
+}
+
+FAMILIES = {
+    "llama": DENSE | QKV_BIAS | OTHER_BIASES,
+    "mistral": DENSE,
+    "qwen2": DENSE | QKV_BIAS,
+    "qwen3": DENSE | QK_NORM,
+    "qwen3_moe": DENSE | QK_NORM | EXPERTS,
+}
 
 # The sigmas belong to the training policy alone: they never leave in an export.
 PRIVATE_SUFFIX = "log_sigma_scale"
 
 
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"(?<=\.local_experts\.)(\d+)\.")
+
+
 class Rule(NamedTuple):
-    """How one Megatron parameter corresponds to Hugging Face tensors."""
+    """How one Megatron parameter corresponds to Hugging Face tensors.
+
+    `expert`: it belongs to one expert, which one rank of the expert-parallel group has whole;
+    the layout's split over TP does not apply to it.
+    """
 
     layout: str
     hf_names: tuple[str, ...]
-    expert: bool = False
+    expert: bool
 
 
-def rule_of(model_type: str, name: str, global_layer: int | None, tied: bool) -> Rule | None:
+def rule_of(
+    model_type: str, name: str, layer: int | None, expert: int | None, tied: bool
+) -> Rule | None:
     """The rule of a parameter of one model chunk, or None if it has no Hugging Face counterpart.
 
     Args:
         name: its name within the chunk, e.g. `decoder.layers.0.mlp.linear_fc2.weight`.
-        global_layer: the layer's number in the whole model, from 0.
+        layer: the layer's number in the whole model, from 0; None outside the layers.
+        expert: the expert's number in the whole layer, from 0; None outside the experts.
         tied: the model shares input and output embedding, so `lm_head` is not on disk.
     """
     if name.endswith(PRIVATE_SUFFIX):
         return None
-    layout, *names = FAMILIES[model_type][re.sub(r"^decoder\.layers\.\d+\.", "", name)]
-    names = [n.format(i=global_layer) for n in names]
+    layout, *names = FAMILIES[model_type][_EXPERT.sub("", _LAYER.sub("", name))]
+    names = [n.format(i=layer, e=expert) for n in names]
     if tied and names == ["lm_head.weight"]:
         names = ["model.embed_tokens.weight"]
-    return Rule(layout, tuple(names))
-
-
-def global_layer_of(chunk, name: str) -> int | None:
-    """The number, from 0, of the layer that owns a chunk's parameter; None outside the layers."""
-    match = re.match(r"decoder\.layers\.(\d+)\.", name)
-    return chunk.decoder.layers[int(match[1])].layer_number - 1 if match else None
+    return Rule(layout, tuple(names), expert is not None)
 
 
 def rules_of_chunk(chunk, model_type: str) -> dict[str, Rule]:
-    """The rules of all exportable parameters of a PolicyModel, by local name."""
+    """The rules of all exportable parameters that this rank holds of a PolicyModel, by local name.
+
+    Layers and experts have the whole model's numbers in the Hugging Face names.
+    """
     tied = chunk.share_embeddings_and_output_weights
-    rules = {
-        name: rule_of(model_type, name, global_layer_of(chunk, name), tied)
-        for name, _ in chunk.named_parameters()
-    }
-    return {name: rule for name, rule in rules.items() if rule is not None}
+    rules = {}
+    for name, _ in chunk.named_parameters():
+        rule = rule_of(model_type, name, *_global_numbers(chunk, name), tied)
+        if rule is not None:
+            rules[name] = rule
+    return rules
+
+
+def _global_numbers(chunk, name: str) -> tuple[int | None, int | None]:
+    """The numbers, from 0, of the layer and the expert that own a chunk's parameter."""
+    in_layer, in_expert = _LAYER.search(name), _EXPERT.search(name)
+    if in_layer is None:
+        return None, None
+    layer = chunk.decoder.layers[int(in_layer[1])]
+    expert = layer.mlp.local_expert_indices[int(in_expert[1])] if in_expert else None
+    return layer.layer_number - 1, expert

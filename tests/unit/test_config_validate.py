@@ -51,6 +51,7 @@ def refusal(config, **options):
 TP = "model.tensor_model_parallel_size"
 PP = "model.pipeline_model_parallel_size"
 VPP = "model.virtual_pipeline_model_parallel_size"
+EP = "model.expert_model_parallel_size"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ VPP = "model.virtual_pipeline_model_parallel_size"
         [],
         [f"{TP}=2", "model.sequence_parallel=true"],
         [f"{TP}=2", f"{PP}=2", "runtime.world_size=8"],
+        [f"{TP}=4"],  # two ranks share each key-value head
         [f"{PP}=2", f"{VPP}=2"],
         ["perturbation.sigma0=0", "perturbation.layer_start=3"],
         ["objective.method=grpo", "model.recompute_granularity=full"],
@@ -71,8 +73,8 @@ def test_what_can_run_is_accepted(configure, overrides):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([f"{TP}=3"], f"{TP}=3 does not divide the model's 4 attention heads: use 1 or 2."),
-        ([f"{TP}=4"], f"{TP}=4 does not divide the model's 2 key-value heads: use 1 or 2."),
+        ([f"{TP}=3"], f"{TP}=3 does not divide the model's 4 attention heads: use 1, 2 or 4."),
+        ([f"{EP}=2"], f"{EP}=2 needs a model with experts: set it to 1."),
         (["model.sequence_parallel=true"], "model.sequence_parallel=true needs"),
         ([f"{PP}=3"], f"{PP}=3 does not divide the model's 4 layers: use 1, 2 or 4."),
         ([f"{VPP}=2"], f"{VPP}=2 needs {PP} of 2 or more"),
@@ -135,7 +137,7 @@ def edit_config(model, **changes):
         ({"num_key_value_heads": None}, "num_key_value_heads"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"hidden_size": 130, "head_dim": None}, "hidden_size"),
-        ({"use_sliding_window": True}, "sliding-window"),
+        ({"use_sliding_window": True, "sliding_window": 64}, "sliding-window"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "llama3"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),

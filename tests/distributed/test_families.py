@@ -1,0 +1,82 @@
+"""Every family's Megatron model computes what transformers computes, whatever the layout."""
+
+import pytest
+import torch
+
+from alp_megatron.config.schema import Config, ModelConfig, RuntimeConfig, TrainerConfig
+from tests.distributed.layouts import some_sequences
+from tests.families import FAMILIES, SHAPES, hf_logprobs, make_family_model
+
+JOBS = "tests.distributed.jobs:"
+
+# name -> (processes, TP, PP, VPP, EP); TP is with sequence parallelism but for "tp4"
+DENSE_LAYOUTS = {
+    "one": (1, 1, 1, None, 1),
+    "tp2-sp": (2, 2, 1, None, 1),
+    "tp4": (4, 4, 1, None, 1),
+    "pp2": (2, 1, 2, None, 1),
+    "pp2-vpp2": (2, 1, 2, 2, 1),
+    "tp2-sp-pp2": (4, 2, 2, None, 1),
+}
+MOE_LAYOUTS = {
+    "one": (1, 1, 1, None, 1),
+    "ep2": (2, 1, 1, None, 2),
+    "tp2-sp-ep2": (2, 2, 1, None, 2),
+    "tp4-sp": (4, 4, 1, None, 1),
+    "tp2-sp-ep4-dp2": (4, 2, 1, None, 4),
+    "pp2-ep2": (4, 1, 2, None, 2),
+    "tp2-sp-pp2-vpp2-ep2": (4, 2, 2, 2, 2),
+}
+
+
+def layout_config(model_dir: str, layout: str, **sections) -> Config:
+    processes, tp, pp, vpp, ep = (DENSE_LAYOUTS | MOE_LAYOUTS)[layout]
+    return Config(
+        model=ModelConfig(
+            path=model_dir,
+            tensor_model_parallel_size=tp,
+            pipeline_model_parallel_size=pp,
+            virtual_pipeline_model_parallel_size=vpp,
+            expert_model_parallel_size=ep,
+            sequence_parallel=tp > 1 and layout != "tp4",
+            logprob_chunk_tokens=16,
+        ),
+        runtime=RuntimeConfig(world_size=processes),
+        trainer=TrainerConfig(micro_batch_size=2),
+        **sections,
+    )
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """Shape name -> (directory, transformers' log-probabilities), made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            directory = make_family_model(tmp_path_factory.mktemp("family"), SHAPES[name])
+            made[name] = directory, hf_logprobs(directory, some_sequences())
+        return made[name]
+
+    return get
+
+
+def layouts_of(name: str) -> dict:
+    return MOE_LAYOUTS if "moe" in SHAPES[name]["family"] else DENSE_LAYOUTS
+
+
+def test_every_family_has_shapes():
+    assert {shape["family"] for shape in SHAPES.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name in SHAPES for layout in layouts_of(name)]
+)
+def test_logprobs_equal_transformers(workers, model_of, name, layout):
+    directory, expected = model_of(name)
+    config = layout_config(directory, layout)
+    ours = workers.run(
+        JOBS + "logprobs", config, config.runtime.world_size, sequences=some_sequences()
+    )[0]
+    for sample_id, logprobs in enumerate(expected):
+        torch.testing.assert_close(ours[sample_id], logprobs, rtol=0, atol=1e-4)
