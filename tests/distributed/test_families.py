@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from alp_megatron.config.schema import Config, ModelConfig, RuntimeConfig, TrainerConfig
 from tests.distributed.layouts import some_sequences
@@ -80,3 +81,15 @@ def test_logprobs_equal_transformers(workers, model_of, name, layout):
     )[0]
     for sample_id, logprobs in enumerate(expected):
         torch.testing.assert_close(ours[sample_id], logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe tied, plain weights"])
+@pytest.mark.parametrize("layout", ["ep2", "tp2-sp-ep2", "tp2-sp-pp2-vpp2-ep2"])
+def test_export_reproduces_the_experts(workers, model_of, name, layout):
+    directory, _ = model_of(name)
+    config = layout_config(directory, layout)
+    ours = workers.run(JOBS + "exported", config, config.runtime.world_size)[0]
+    on_disk = load_file(f"{directory}/model.safetensors")
+    assert ours.keys() == on_disk.keys()
+    for tensor_name, tensor in on_disk.items():
+        assert torch.equal(ours[tensor_name], tensor), tensor_name
