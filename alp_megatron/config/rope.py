@@ -16,7 +16,7 @@ class Llama3Scaling:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: float
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ def read_rope(hf: dict[str, Any], path: Path) -> Rope:
     if kind == "default":
         return Rope(theta)
     names = Llama3Scaling.__dataclass_fields__
-    scaling = Llama3Scaling(
-        **{name: _positive(given.get(name), path, f"llama3 {name}") for name in names}
-    )
+    scaling = Llama3Scaling(*(_positive(given.get(name), path, f"llama3 {name}") for name in names))
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise UserError(f"{path}: high_freq_factor must be more than low_freq_factor; correct it.")
     return Rope(theta, scaling)
