@@ -4,8 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alp_megatron.config.schema import Config, ModelConfig, RuntimeConfig, TrainerConfig
-from tests.distributed.layouts import some_sequences
+from alp_megatron.config.schema import (
+    Config,
+    ModelConfig,
+    PerturbationConfig,
+    RuntimeConfig,
+    TrainerConfig,
+)
+from tests.distributed.layouts import NUM_SAMPLES, some_sequences, some_trajectories
 from tests.families import FAMILIES, SHAPES, hf_logprobs, make_family_model
 
 JOBS = "tests.distributed.jobs:"
@@ -30,7 +36,7 @@ MOE_LAYOUTS = {
 }
 
 
-def layout_config(model_dir: str, layout: str, **sections) -> Config:
+def layout_config(model_dir: str, layout: str) -> Config:
     processes, tp, pp, vpp, ep = (DENSE_LAYOUTS | MOE_LAYOUTS)[layout]
     return Config(
         model=ModelConfig(
@@ -43,8 +49,14 @@ def layout_config(model_dir: str, layout: str, **sections) -> Config:
             logprob_chunk_tokens=16,
         ),
         runtime=RuntimeConfig(world_size=processes),
-        trainer=TrainerConfig(micro_batch_size=2),
-        **sections,
+        trainer=TrainerConfig(
+            micro_batch_size=2,
+            global_batch_size=NUM_SAMPLES,
+            lr=0.0,
+            clip_grad=0.0,
+            use_distributed_optimizer=False,
+        ),
+        perturbation=PerturbationConfig(sigma0=0.02, perturb_lr=0.0),
     )
 
 
@@ -93,3 +105,38 @@ def test_export_reproduces_the_experts(workers, model_of, name, layout):
     assert ours.keys() == on_disk.keys()
     for tensor_name, tensor in on_disk.items():
         assert torch.equal(ours[tensor_name], tensor), tensor_name
+
+
+# Norms of queries and keys, biases behind a sum over TP, shared key-value heads, the router.
+TRAINED = {
+    "llama with biases": ["tp2-sp", "tp4"],
+    "qwen3 one key-value head": ["tp2-sp", "tp4", "pp2-vpp2"],
+    "qwen3_moe": ["ep2", "tp2-sp-ep2", "pp2-ep2", "tp2-sp-ep4-dp2"],
+    "qwen3_moe tied, plain weights": ["ep2", "tp2-sp-ep2", "tp2-sp-pp2-vpp2-ep2"],
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_are_those_of_one_process(workers, model_of, name):
+    directory, _ = model_of(name)
+
+    def update(layout):
+        config = layout_config(directory, layout)
+        return workers.run(
+            JOBS + "update_gradients",
+            config,
+            config.runtime.world_size,
+            trajectories=some_trajectories(),
+        )[0]
+
+    expected = update("one")
+    assert any(name.startswith("log_sigma_scale") for name in expected["gradients"])
+    for layout in TRAINED[name]:
+        ours = update(layout)
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        assert ours["gradients"].keys() == expected["gradients"].keys()
+        for tensor_name, gradient in expected["gradients"].items():
+            assert gradient.norm() > 0, tensor_name
+            error = (ours["gradients"][tensor_name] - gradient).norm() / gradient.norm()
+            assert error < 1e-4, f"{layout}, {tensor_name}: relative error {error:.1e}"
