@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from alp_megatron.errors import UserError
+from alp_megatron.errors import RunError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,6 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -71,8 +74,35 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "make a run's figures and report.html")
     report.add_argument("run_dir", nargs="+")
 
+    convert = command("convert", None, "turn a model into a Megatron checkpoint or back")
+    _add_conversions(convert.add_subparsers(required=True, metavar="DIRECTION"), overrides)
+
     command("doctor", _doctor, "what is installed and what this machine can run")
     return parser
+
+
+def _add_conversions(directions, overrides: dict) -> None:
+    to_megatron = directions.add_parser("hf-to-megatron", help="write a Megatron checkpoint")
+    to_megatron.set_defaults(run=_hf_to_megatron)
+    to_megatron.add_argument("--hf", required=True, help="Hugging Face model directory")
+    to_megatron.add_argument("overrides", **overrides)
+
+    to_hf = directions.add_parser("megatron-to-hf", help="write a Hugging Face model")
+    to_hf.set_defaults(run=_megatron_to_hf)
+    to_hf.add_argument("--megatron", required=True, help="checkpoint, e.g. checkpoints/step_000010")
+    to_hf.add_argument("--hf", help="where config.json and the tokenizer are, if not there")
+    to_hf.add_argument("--shard-size", type=float, default=4, help="GB in one file")
+    to_hf.add_argument("overrides", **overrides)
+
+    for direction in (to_megatron, to_hf):
+        direction.add_argument("--out", required=True, help="directory to make")
+        direction.add_argument("--workers", type=int, help="processes; the cores, at most 8")
+        direction.add_argument(
+            "--verify",
+            choices=("auto", "full", "off"),
+            default="auto",
+            help="compare all tensors and the logits; auto: some tensors of a model over 1 B",
+        )
 
 
 def _train(arguments) -> int:
@@ -107,6 +137,18 @@ def _report(arguments) -> int:
     for run_dir in arguments.run_dir:
         print(write_report(Path(run_dir)))
     return 0
+
+
+def _hf_to_megatron(arguments) -> int:
+    from alp_megatron.commands.convert import to_megatron
+
+    return to_megatron(arguments)
+
+
+def _megatron_to_hf(arguments) -> int:
+    from alp_megatron.commands.convert import to_hf
+
+    return to_hf(arguments)
 
 
 def _doctor(arguments) -> int:

@@ -28,11 +28,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     weights = check_weights(model_dir)
     check_tokenizer(model_dir, shape)
     check_tensors(model_dir, weights, shape)
-    _check_tensor_parallel(config, shape)
-    _check_experts(config, shape)
-    _check_pipeline_parallel(config, shape)
-    _check_world_size(config)
-    _check_device(config)
+    check_layout(config, shape)
     _check_lengths(config, shape)
     _check_perturbed_layers(config, shape)
     if for_training:
@@ -40,6 +36,15 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
         _check_batches(config)
         _check_task(config)
     return shape
+
+
+def check_layout(config: Config, shape: ModelShape) -> None:
+    """The model can be split as the configuration asks. Raises UserError naming the key."""
+    _check_tensor_parallel(config, shape)
+    _check_experts(config, shape)
+    _check_pipeline_parallel(config, shape)
+    _check_world_size(config)
+    _check_device(config)
 
 
 def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:

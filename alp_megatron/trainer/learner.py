@@ -35,9 +35,17 @@ class Learner:
 
     Args:
         training: with gradient buffers and an optimizer; else for log-probabilities only.
+        load: fills the chunks; from `model.path` if not given.
     """
 
-    def __init__(self, config: Config, device: torch.device, *, training: bool = True):
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        *,
+        training: bool = True,
+        load: Callable[[list], None] | None = None,
+    ):
         self.config = config
         self.device = device
         self.hf = read_hf_config(config.model.path)
@@ -45,7 +53,10 @@ class Learner:
         self.chunks = build_model(config)
         for chunk in self.chunks:
             chunk.to(device)
-        load_hf(self.chunks, self.hf["model_type"], Checkpoint(config.model.path))
+        if load:
+            load(self.chunks)
+        else:
+            load_hf(self.chunks, self.hf["model_type"], Checkpoint(config.model.path))
         self.policy_config = self.chunks[0].config
         self.policy_config.finalize_model_grads_func = _sum_gradients
         self.model = self.chunks

@@ -1,14 +1,6 @@
 import pytest
 
-from tests.distributed.workers import Workers
 from tests.models import make_model
-
-
-@pytest.fixture(scope="session")
-def workers():
-    pool = Workers()
-    yield pool
-    pool.close()
 
 
 @pytest.fixture(scope="session")

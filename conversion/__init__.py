@@ -1,0 +1,1 @@
+"""Converts models between Hugging Face directories and Megatron checkpoints, a layer at a time."""

@@ -1,0 +1,16 @@
+"""`alp-megatron convert megatron-to-hf` as a script.
+
+python conversion/megatron_to_hf.py --help
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # The repository instead of this folder, here and in the processes that verify.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
+    from alp_megatron.cli import main
+
+    sys.exit(main(["convert", "megatron-to-hf", *sys.argv[1:]]))

@@ -1,0 +1,199 @@
+"""Writes a Megatron distributed checkpoint (torch_dist) piece by piece.
+
+torch's own writer makes the files and the metadata; only what is asked for lies in memory.
+"""
+
+import io
+import json
+import pickle
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from alp_megatron.config.model_shape import ModelShape
+from alp_megatron.diagnostics.files import write_atomic
+from conversion.boxes import Box, cuts
+from conversion.hf_tensors import HfTensors, MergedParameters
+from conversion.parameters import Parameter
+
+# A piece is a file. torch's writer keeps a file's tensors until it is written.
+PIECE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The parameters (or, in one piece, the extra states) of one file."""
+
+    number: int
+    parameters: tuple[Parameter, ...]
+    extra_states: tuple[str, ...]
+    nbytes: int
+
+
+def pieces_of(
+    parameters: list[Parameter], extra_states: list[str], tensors: HfTensors
+) -> list[Piece]:
+    """Parameters in order, as many in a piece as PIECE_BYTES hold, and at least one."""
+    held, pieces, size = [], [], 0
+
+    def close() -> None:
+        if held:
+            pieces.append(Piece(len(pieces), tuple(held), (), size))
+            held.clear()
+
+    for parameter in parameters:
+        nbytes = prod(parameter.shape) * _dtype(parameter, tensors).itemsize
+        if size + nbytes > PIECE_BYTES:
+            close()
+            size = 0
+        held.append(parameter)
+        size += nbytes
+    close()
+    return [*pieces, Piece(len(pieces), (), tuple(extra_states), 0)]
+
+
+def _dtype(parameter: Parameter, tensors: HfTensors) -> torch.dtype:
+    dtype = tensors.dtype(parameter.hf_names[0])
+    for name in parameter.hf_names[1:]:
+        dtype = torch.promote_types(dtype, tensors.dtype(name))
+    return dtype
+
+
+@dataclass(frozen=True)
+class MegatronWriter:
+    """What every process needs to write its pieces.
+
+    Attributes:
+        state_dir: the checkpoint's directory.
+        model_dir: the Hugging Face model.
+        query_groups: key-value heads.
+        tensor_parallel: the stored tensors are cut for so many ranks; others read them too.
+    """
+
+    state_dir: Path
+    model_dir: Path
+    query_groups: int
+    tensor_parallel: int
+
+    def write(self, piece: Piece) -> int:
+        """Write a piece unless it is there from an earlier attempt. Returns its bytes."""
+        done = self._done(piece)
+        if not done.exists():
+            tensors = HfTensors(self.model_dir)
+            planner = _Planner(MergedParameters(tensors, self.query_groups))
+            plan = self._plan(piece, tensors, planner)
+            results = self._writer(piece).write_data(plan, planner).value()
+            write_atomic(done, pickle.dumps(results))
+        return piece.nbytes
+
+    def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:
+        """The metadata of all pieces, and Megatron's two small files."""
+        tensors, planner = HfTensors(self.model_dir), _Planner(None)
+        plans = [self._plan(piece, tensors, planner) for piece in pieces]
+        _, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
+        results = [pickle.loads(self._done(piece).read_bytes()) for piece in pieces]
+        FileSystemWriter(self.state_dir).finish(metadata, results)
+        torch.save(
+            _common(shape, self.tensor_parallel, pipeline_parallel), self.state_dir / "common.pt"
+        )
+        formats = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+        versions = {"sharded_backend_version": 1, "common_backend_version": 1}
+        (self.state_dir / "metadata.json").write_text(json.dumps(formats | versions))
+        for piece in pieces:
+            self._done(piece).unlink()
+
+    def _done(self, piece: Piece) -> Path:
+        return self.state_dir / f".piece_{piece.number}"
+
+    def _writer(self, piece: Piece) -> FileSystemWriter:
+        # No copy-ahead from a GPU: the tensors come from files.
+        writer = FileSystemWriter(self.state_dir, per_thread_copy_ahead=0)
+        writer.set_up_storage_writer(False, rank=piece.number, use_collectives=False)
+        return writer
+
+    def _plan(self, piece: Piece, tensors: HfTensors, planner: "_Planner") -> SavePlan:
+        items = [planner.add_bytes(key) for key in piece.extra_states]
+        for parameter in piece.parameters:
+            dtype = _dtype(parameter, tensors)
+            row_bytes = prod(parameter.shape[1:]) * dtype.itemsize
+            max_rows = max(1, PIECE_BYTES // row_bytes)
+            for key in parameter.keys:
+                for box in cuts(parameter, self.tensor_parallel, max_rows):
+                    items.append(planner.add(key, parameter, box, dtype))
+        return self._writer(piece).prepare_local_plan(SavePlan(items))
+
+
+class _Planner(DefaultSavePlanner):
+    """Gives the writer each tensor only when it writes it."""
+
+    def __init__(self, source: MergedParameters | None):
+        super().__init__()
+        self._source = source
+        self._boxes: dict[MetadataIndex, tuple[Parameter, Box]] = {}
+
+    def add(self, key: str, parameter: Parameter, box: Box, dtype: torch.dtype) -> WriteItem:
+        offsets = torch.Size((*parameter.index, *box[0]))
+        sizes = torch.Size((*(1 for _ in parameter.index), *box[1]))
+        index = MetadataIndex(key, offsets)
+        self._boxes[index] = parameter, box
+        data = TensorWriteData(
+            chunk=ChunkStorageMetadata(offsets, sizes),
+            properties=TensorProperties(dtype=dtype),
+            size=torch.Size((*parameter.stack, *parameter.shape)),
+        )
+        return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
+
+    def add_bytes(self, key: str) -> WriteItem:
+        return WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO)
+
+    def resolve_data(self, write_item: WriteItem):
+        if write_item.type == WriteItemType.BYTE_IO:
+            return _empty_state()
+        parameter, box = self._boxes[write_item.index]
+        return self._source.box(parameter, box).view(write_item.tensor_data.chunk.sizes)
+
+
+def _empty_state() -> io.BytesIO:
+    """As Megatron writes a ShardedObject whose data is None."""
+    stream = io.BytesIO()
+    torch.save([None], stream)
+    return stream
+
+
+def _common(shape: ModelShape, tensor_parallel: int, pipeline_parallel: int) -> dict:
+    """What Megatron-LM's load_checkpoint looks for beside the weights.
+
+    Below version 2.0 it would permute the attention weights.
+    """
+    sizes = asdict(shape)
+    arguments = Namespace(
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=pipeline_parallel,
+        num_layers=sizes["num_hidden_layers"],
+        hidden_size=sizes["hidden_size"],
+        ffn_hidden_size=sizes["intermediate_size"],
+        num_attention_heads=sizes["num_attention_heads"],
+        num_query_groups=sizes["num_key_value_heads"],
+        kv_channels=sizes["head_dim"],
+        max_position_embeddings=sizes["max_position_embeddings"],
+        untie_embeddings_and_output_weights=not sizes["tie_word_embeddings"],
+        no_save_optim=True,
+        no_save_rng=True,
+    )
+    return {
+        "args": arguments,
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "content_metadata": {"distrib_optim_sharding_type": "fully_reshardable"},
+    }

@@ -1,0 +1,33 @@
+"""What the training processes do in the tests of this folder."""
+
+from megatron.core import dist_checkpointing
+
+from alp_megatron.model.microbatch import Sequence
+from alp_megatron.trainer.checkpoint_writer import write_in_this_process
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.logprobs import token_logprobs
+from conversion.megatron_model import load_megatron, sharded_state
+
+write_in_this_process()
+
+
+def through_megatron(config, rank, state_dir: str, saved: str, sequences: list) -> dict:
+    """Load a converted checkpoint and save it again, both by Megatron, in the config's layout.
+
+    Returns {sample: log-probabilities}.
+    """
+
+    def load(chunks):
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.data.fill_(float("nan"))  # what is not loaded is seen
+            for layer in chunk.decoder.layers:
+                layer.log_sigma_scale.data.zero_()
+        load_megatron(chunks, state_dir)
+
+    learner = Learner(config, rank.device, training=False, load=load)
+    samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
+    found = token_logprobs(learner, samples)
+    state = {f"model{i}": sharded_state(chunk) for i, chunk in enumerate(learner.chunks)}
+    dist_checkpointing.save(state, saved)
+    return found
