@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     warm.add_argument("overrides", **overrides)
     warm.add_argument("--out", required=True, help="Hugging Face model directory to make")
 
+    serve = command("serve", _serve, "start a vLLM server for rollout.server_urls")
+    serve.add_argument("config", help="YAML file")
+    serve.add_argument("overrides", **overrides)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    serve.add_argument("--port", type=int, default=0, help="0 (the default) for a free one")
+
     evaluate = command("eval", _evaluate, "score a model on a task with the rollout engine")
     evaluate.add_argument("model_dir", help="Hugging Face model directory")
     evaluate.add_argument("overrides", **overrides)
@@ -115,6 +121,12 @@ def _warm_start(arguments) -> int:
     from alp_megatron.commands.warm_start import warm_start
 
     return warm_start(arguments.config, arguments.overrides, arguments.out)
+
+
+def _serve(arguments) -> int:
+    from alp_megatron.commands.serve import serve
+
+    return serve(arguments)
 
 
 def _evaluate(arguments) -> int:

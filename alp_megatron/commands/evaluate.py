@@ -12,16 +12,15 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
     config = config_from({"model": {"path": model_dir}}, overrides)
     validate(config)
     from alp_megatron.model.hf_files import read_hf_config
-    from alp_megatron.rollout.settings import engine_settings
-    from alp_megatron.rollout.vllm_engine import VllmEngine
+    from alp_megatron.rollout.start import start_rollout_engine
     from alp_megatron.runtime.device import device_type
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens
 
-    settings = engine_settings(config, device_type(config.runtime.device))
+    device = device_type(config.runtime.device)
     with (
         tempfile.TemporaryDirectory() as logs,
-        VllmEngine(settings, Path(logs) / "vllm.log") as engine,
+        start_rollout_engine(config, device, Path(logs)) as engine,
     ):
         task = build_task(config)
         stops = stop_tokens(config, read_hf_config(model_dir), task.tokenizer)

@@ -19,6 +19,10 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
         from alp_megatron.tasks.task import build_task
 
         build_task(config)  # reads every line, so that a bad one is found now
+    if config.rollout.server_urls:
+        from alp_megatron.rollout.server_check import check_server_urls
+
+        check_server_urls(config)
     if not under_launcher():
         run_dir = prepare_run_dir(config, resume)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]

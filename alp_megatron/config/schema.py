@@ -48,7 +48,14 @@ class ObjectiveConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["vllm"] = "vllm"
+    engine: Literal["vllm", "server"] = "vllm"
+    num_servers: int = Field(1, ge=1, description="vLLM servers to start, for engine=server")
+    server_urls: list[str] = Field(
+        default_factory=list, description="servers to use instead; see `alp-megatron serve`"
+    )
+    transport: Literal["shared_memory", "directory", "cuda_ipc", "nccl"] = Field(
+        "shared_memory", description="how weights reach servers; see docs/servers.md"
+    )
     prompts_per_step: int = Field(32, ge=1)
     samples_per_prompt: int = Field(8, ge=2)
     temperature: float = Field(1.0, gt=0, le=2)  # vLLM takes no higher one

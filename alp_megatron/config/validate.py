@@ -11,6 +11,7 @@ from alp_megatron.config.layout import (
 from alp_megatron.config.model_files import check_tensors, check_tokenizer, check_weights
 from alp_megatron.config.model_shape import ModelShape, read_model_shape
 from alp_megatron.config.schema import Config
+from alp_megatron.config.servers import check_servers
 from alp_megatron.errors import UserError
 
 
@@ -30,6 +31,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     check_tensors(model_dir, weights, shape)
     check_layout(config, shape)
     _check_lengths(config, shape)
+    check_servers(config)
     _check_perturbed_layers(config, shape)
     if for_training:
         _check_objective(config)

@@ -90,3 +90,7 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Ends the engine and its process; may be called again."""
+
+    def __enter__(self) -> "RolloutEngine": ...
+
+    def __exit__(self, *_) -> None: ...

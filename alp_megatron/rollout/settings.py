@@ -1,9 +1,13 @@
 """What a vLLM process must know to start."""
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from alp_megatron.config.schema import Config
+
+_VARIABLE = "ALP_MEGATRON_ENGINE"
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,14 @@ class EngineSettings:
     gpu_memory_utilization: float
     cpu_threads: int
     seed: int
+
+    def to_environment(self) -> dict[str, str]:
+        """For `settings_from_environment` in a process of vLLM's own making."""
+        return {_VARIABLE: json.dumps(asdict(self))}
+
+
+def settings_from_environment() -> EngineSettings:
+    return EngineSettings(**json.loads(os.environ[_VARIABLE]))
 
 
 def engine_settings(config: Config, device: Literal["cpu", "cuda"]) -> EngineSettings:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, Sample, SamplingSpec
+from alp_megatron.rollout.process_end import how_it_ended
+from alp_megatron.rollout.requests import check_lengths
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.rollout.vllm_environment import child_environment
 from alp_megatron.weights.transport import DEFAULT_CAPACITY, SharedBuffer, pack
 
-_LOG_LINES = 15
-_LOG_BYTES = 8192
 _GRACE_SECONDS = 10
 
 
@@ -72,11 +71,11 @@ class VllmEngine:
             self._ready = True
 
     def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
-        self._check_lengths("prompt", prompts, self._max_model_len - 1)
+        check_lengths("prompt", prompts, self._max_model_len - 1)
         return self._call("generate", prompts=prompts, sampling=sampling)
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        self._check_lengths("sequence", sequences, self._max_model_len)
+        check_lengths("sequence", sequences, self._max_model_len)
         return self._call("score", sequences=sequences)
 
     def update_weights(
@@ -111,14 +110,6 @@ class VllmEngine:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _check_lengths(self, what: str, token_lists: list[list[int]], longest: int) -> None:
-        for index, tokens in enumerate(token_lists):
-            if not 1 <= len(tokens) <= longest:
-                raise UserError(
-                    f"{what} {index} has {len(tokens)} tokens, but the rollout engine takes 1 to "
-                    f"{longest}: shorten it or raise rollout.max_model_len."
-                )
-
     def _call(self, method: str, **arguments):
         self.wait_ready()
         self._send((method, arguments))
@@ -146,15 +137,5 @@ class VllmEngine:
     def _death(self) -> EngineDied:
         self._idle = True  # it leaves by itself; killing it would hide how
         self.close()
-        code = self._process.returncode
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        return EngineDied(
-            f"the rollout engine's process (pid {self.pid}) ended with {how}; "
-            f"the last lines of {self._log_path}:\n{self._last_log_lines()}"
-        )
-
-    def _last_log_lines(self) -> str:
-        with open(self._log_path, "rb") as log:
-            log.seek(max(0, self._log_path.stat().st_size - _LOG_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_LINES:])
+        end = how_it_ended(self._process.returncode, self._log_path)
+        return EngineDied(f"the rollout engine's process (pid {self.pid}) {end}")

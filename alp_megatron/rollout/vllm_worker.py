@@ -10,7 +10,9 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
 from alp_megatron.rollout.engine import EngineError, Sample, SamplingSpec
+from alp_megatron.rollout.requests import sampling_parameters, scoring_parameters
 from alp_megatron.rollout.settings import EngineSettings
+from alp_megatron.rollout.vllm_arguments import vllm_arguments
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
 from alp_megatron.rollout.weight_stream import TIED_HEAD, checked, checkpoint_shapes
 from alp_megatron.weights.digest import digest
@@ -18,29 +20,11 @@ from alp_megatron.weights.digest import digest
 
 def start_vllm(settings: EngineSettings) -> LLM:
     apply_patches(settings.model_dir)
-    if settings.device == "cpu":
-        device_arguments = {
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": settings.cpu_kv_cache_mib * 2**20,
-        }
-    else:
-        device_arguments = {"gpu_memory_utilization": settings.gpu_memory_utilization}
     # vLLM leaves its rendezvous file behind in the temporary directory: give it one to remove.
     with tempfile.TemporaryDirectory(prefix="alp-vllm-") as scratch:
         tempfile.tempdir = scratch
         try:
-            return LLM(
-                model=settings.model_dir,
-                dtype=settings.dtype,
-                # Scoring a sequence of full length also samples one token, which is dropped.
-                max_model_len=settings.max_model_len + 1,
-                seed=settings.seed,
-                skip_tokenizer_init=True,
-                disable_log_stats=True,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",  # no sampling defaults from the model's directory
-                **device_arguments,
-            )
+            return LLM(**vllm_arguments(settings))
         finally:
             tempfile.tempdir = None
 
@@ -63,14 +47,7 @@ class VllmWorker:
         torch.manual_seed(sampling.seed)
         parameters = [
             SamplingParams(
-                n=sampling.n,
-                temperature=sampling.temperature,
-                max_tokens=min(sampling.max_new_tokens, self._max_model_len - len(prompt)),
-                stop_token_ids=list(sampling.stop_token_ids),
-                ignore_eos=True,  # the model's own: stop_token_ids says it all
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
+                **sampling_parameters(sampling, prompt, self._max_model_len), flat_logprobs=True
             )
             for prompt in prompts
         ]
@@ -88,9 +65,7 @@ class VllmWorker:
         ]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        parameters = SamplingParams(
-            temperature=0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False
-        )
+        parameters = SamplingParams(**scoring_parameters(), flat_logprobs=True)
         requests = self._run(sequences, [parameters] * len(sequences))
         return [request.prompt_logprobs.logprobs for request in requests]
 

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from alp_megatron.rollout.engine import EngineError
+from alp_megatron.weights.digest import digest
 
 # A tied output layer is the embedding again: a checkpoint may hold it, a stream need not.
 TIED_HEAD = "lm_head.weight"
@@ -24,27 +25,51 @@ def checkpoint_shapes(model_dir: str) -> Shapes:
     return shapes
 
 
+class Receipt:
+    """Watches the tensors of one weight update go by, in one stream or several.
+
+    Attributes:
+        digests: name -> digest of each tensor as it was received, if they were asked for.
+    """
+
+    def __init__(self, expected: Shapes, optional: frozenset[str], with_digests: bool):
+        self._expected = expected
+        self._remaining = dict(expected)
+        self._optional = optional
+        self._with_digests = with_digests
+        self.digests: dict[str, str] = {}
+
+    def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Passes them through.
+
+        Raises EngineError naming a tensor that is not expected, repeated or of another shape.
+        """
+        for name, tensor in tensors:
+            if name not in self._expected:
+                raise EngineError(f"weight update: the rollout model has no tensor {name}")
+            if name not in self._remaining:
+                raise EngineError(f"weight update: tensor {name} came twice")
+            shape = self._remaining.pop(name)
+            if shape != tuple(tensor.shape):
+                raise EngineError(
+                    f"weight update: tensor {name} has shape {tuple(tensor.shape)}, "
+                    f"the rollout model's has {shape}"
+                )
+            if self._with_digests:
+                self.digests[name] = digest(tensor)
+            yield name, tensor
+
+    def check_whole(self) -> None:
+        """Raises EngineError naming what did not come: vLLM itself would keep the old weights."""
+        missing = [name for name in self._remaining if name not in self._optional]
+        if missing:
+            raise EngineError(f"weight update: tensor {', '.join(missing)} did not come")
+
+
 def checked(
     tensors: Iterable[tuple[str, Tensor]], expected: Shapes, optional: frozenset[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Passes the tensors through.
-
-    Raises EngineError naming a tensor that is not expected, repeated, of another shape or, at
-    the end of the stream, missing. vLLM itself would keep the old weights where one is missing.
-    """
-    remaining = dict(expected)
-    for name, tensor in tensors:
-        if name not in expected:
-            raise EngineError(f"weight update: the rollout model has no tensor {name}")
-        if name not in remaining:
-            raise EngineError(f"weight update: tensor {name} came twice")
-        shape = remaining.pop(name)
-        if shape != tuple(tensor.shape):
-            raise EngineError(
-                f"weight update: tensor {name} has shape {tuple(tensor.shape)}, "
-                f"the rollout model's has {shape}"
-            )
-        yield name, tensor
-    missing = [name for name in remaining if name not in optional]
-    if missing:
-        raise EngineError(f"weight update: tensor {', '.join(missing)} did not come")
+    """A whole update in one stream; see Receipt."""
+    receipt = Receipt(expected, optional, with_digests=False)
+    yield from receipt.watch(tensors)
+    receipt.check_whole()

@@ -11,8 +11,7 @@ from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.perturbation.agreement import assert_keys_agree
 from alp_megatron.rollout.engine import RolloutEngine
-from alp_megatron.rollout.settings import engine_settings
-from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.rollout.start import start_rollout_engine
 from alp_megatron.runtime.process_groups import Rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint
@@ -67,7 +66,7 @@ def start_engine(config: Config, rank: Rank) -> RolloutEngine | None:
         return None
     log = Path(config.run_dir) / "logs"
     log.mkdir(parents=True, exist_ok=True)
-    return VllmEngine(engine_settings(config, rank.device.type), log / "vllm.log")
+    return start_rollout_engine(config, rank.device.type, log)
 
 
 def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: bool) -> Run:

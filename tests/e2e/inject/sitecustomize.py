@@ -27,13 +27,15 @@ def flip_in_trainer(module):
 
 
 def flip_in_transport(module):
+    import torch
+
     original = module.pack
 
     def pack(tensors, buffer):
         for bucket in original(tensors, buffer):
             for piece in bucket:
                 if piece.name == NAME:
-                    buffer.view(piece)[-1:].view(module.torch.uint8)[0] ^= 1
+                    buffer.view(piece)[-1:].view(torch.uint8)[0] ^= 1
             yield bucket
 
     module.pack = pack

@@ -1,0 +1,51 @@
+"""`alp-megatron serve`: one vLLM server with the settings of a run's configuration."""
+
+import signal
+import sys
+import time
+from argparse import Namespace
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from alp_megatron.config.load import load_config
+from alp_megatron.config.validate import validate
+from alp_megatron.errors import UserError
+
+
+def serve(arguments: Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; prints the address when the server is ready."""
+    if not 0 <= arguments.port < 2**16:
+        raise UserError(f"--port {arguments.port} is not a port: use 1 to 65535, or 0 for any.")
+    config = load_config(arguments.config, arguments.overrides)
+    validate(config, for_training=False)
+    from alp_megatron.rollout.server_launch import ServerProcess
+    from alp_megatron.rollout.settings import engine_settings
+    from alp_megatron.runtime.device import device_type
+
+    settings = engine_settings(config, device_type(config.runtime.device))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    server = ServerProcess(settings, config.rollout.transport, None, arguments.host, arguments.port)
+    try:
+        return _watch(server, f"{config.model.path} (transport {config.rollout.transport})")
+    finally:
+        server.close()
+
+
+def _watch(server, what: str) -> int:
+    """The exit code of the server, which ends only by itself."""
+    said = False
+    while server.returncode is None:
+        if not said and _healthy(server.url):
+            print(f"serving {what} at {server.url}", flush=True)
+            said = True
+        time.sleep(0.2)
+    print(f"error: the server ended with code {server.returncode}.", file=sys.stderr)
+    return 1
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/health", timeout=60) as response:
+            return response.status == 200
+    except (URLError, OSError):
+        return False

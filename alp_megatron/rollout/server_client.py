@@ -1,0 +1,95 @@
+"""HTTP to one vLLM server: JSON in, JSON out, and what each failure means."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from alp_megatron.rollout.engine import EngineError
+
+CONNECT_SECONDS = 30
+HEALTH_SECONDS = 60  # a busy machine may be slow to answer, a dead server never does
+HEALTH_INTERVAL = 5
+
+
+class ServerLost(Exception):
+    """The server cannot be reached, or its engine is dead: its work must be done elsewhere."""
+
+
+def new_session() -> aiohttp.ClientSession:
+    """Without a limit on connections, and a new one for each request: a server may close an idle
+    one just when the next request goes out, which looks like its death.
+    """
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+    return aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+
+async def post(session: aiohttp.ClientSession, url: str, path: str, body: Any = None) -> Any:
+    """The reply's JSON.
+
+    Raises EngineError with the server's own words where it refuses, and ServerLost.
+    """
+    try:
+        async with session.post(url + path, json=body) as response:
+            text = await response.text()
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+        raise ServerLost(f"{url}: {type(error).__name__} {error}") from None
+    if response.status < 400:
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise EngineError(f"{url}{path}: the reply is not JSON") from None
+    if response.status >= 500 and not await healthy(session, url):
+        raise ServerLost(f"{url}: its engine is dead")
+    raise EngineError(f"{url}{path}: {_message(text)}")
+
+
+async def call(session: aiohttp.ClientSession, url: str, method: str, **arguments) -> Any:
+    """A method of vllm_receivers.WorkerExtension; every server has one worker."""
+    body = {"method": method, "kwargs": arguments}
+    return (await post(session, url, "/collective_rpc", body))["results"][0]
+
+
+async def healthy(session: aiohttp.ClientSession, url: str) -> bool:
+    """The server answers, and its engine is alive."""
+    timeout = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+    try:
+        async with session.get(f"{url}/health", timeout=timeout) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def until_unhealthy(session: aiohttp.ClientSession, url: str) -> None:
+    """Also when the server hangs, with its connections open."""
+    while await healthy(session, url):
+        await asyncio.sleep(HEALTH_INTERVAL)
+
+
+async def until_healthy(
+    session: aiohttp.ClientSession, url: str, ended: Callable[[], bool]
+) -> None:
+    """Returns when the server is ready, or when `ended()`."""
+    while not ended() and not await healthy(session, url):
+        await asyncio.sleep(0.1)
+
+
+async def weight_label(session: aiohttp.ClientSession, url: str) -> str:
+    """The version of its weights as text; 'default' before the first update."""
+    try:
+        async with session.get(f"{url}/weight_info") as response:
+            return (await response.json())["weight_version"]
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise ServerLost(f"{url}: {type(error).__name__} {error}") from None
+
+
+def _message(text: str) -> str:
+    """The sentence inside vLLM's error reply."""
+    try:
+        message = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return text[:500]
+    return message.removeprefix("Call to collective_rpc method failed: ")

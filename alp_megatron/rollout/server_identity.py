@@ -1,0 +1,30 @@
+"""What trainer and server must agree on before the one sends its weights to the other."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from alp_megatron.rollout.settings import EngineSettings
+from alp_megatron.rollout.weight_stream import checkpoint_shapes
+
+
+def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
+    """Can be written as JSON. The weights themselves are not part of it: they are replaced."""
+    shapes = sorted(checkpoint_shapes(settings.model_dir).items())
+    return {
+        "model": f"{Path(settings.model_dir).name} ({len(shapes)} tensors)",
+        "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),
+        "rollout.dtype": settings.dtype,
+        "rollout.max_model_len": settings.max_model_len,
+        "rollout.transport": transport,
+    }
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """What a server has that the run does not want, in words."""
+    if theirs.get("tensors") != ours["tensors"]:
+        return f"serves the model {theirs.get('model')}, but the run's is {ours['model']}"
+    for key in ours.keys() - {"model", "tensors"}:
+        if theirs.get(key) != ours[key]:
+            return f"was started with {key}={theirs.get(key)}, but the run has {ours[key]}"
+    return None
