@@ -49,7 +49,7 @@ def _layer(perturbation):
         perturbation=perturbation,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(1)  # the same weights at every call
-    submodules = block_spec(1).layer_specs[0].submodules
+    submodules = block_spec(config, 1).layer_specs[0].submodules
     return PerturbedTransformerLayer(config, submodules, layer_number=2)
 
 
