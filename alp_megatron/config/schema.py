@@ -35,16 +35,56 @@ class PerturbationConfig(Section):
     perturb_lr: float = Field(1e-2, ge=0)
     layer_start: int = Field(0, ge=0, description="first perturbed layer")
     layer_end: int | None = Field(None, ge=1, description="one past the last perturbed layer")
+    target: Literal["layers", "logits"] = Field(
+        "layers", description="logits: an ablation, noise of a fixed sigma on the logits only"
+    )
+
+
+class CorrectionConfig(Section):
+    """What w = pi_old / pi_rollout does to the loss; docs/methods.md has the formulae."""
+
+    weight: Literal["none", "truncated", "masked", "window"] = Field(
+        "none",
+        description="factor of the loss: 1; min(w, high); w or else 1 in [low, high], else 0",
+    )
+    weight_level: Literal["token", "sequence", "geometric"] = "token"
+    weight_low: float | None = Field(None, ge=0)
+    weight_high: float | None = Field(None, gt=0)
+    reject_by: Literal["k1", "k2", "k3"] | None = Field(
+        None, description="statistic of log w, in nats, that must lie in [reject_low, reject_high]"
+    )
+    reject_over: Literal["token", "sequence_sum", "sequence_mean", "sequence_max"] = "token"
+    reject_low: float | None = None
+    reject_high: float | None = None
+    veto: float | None = Field(
+        None,
+        gt=1e-8,  # log w is clamped at -20, which is w = 2e-9
+        lt=1,
+        description="a token with a smaller w rejects its whole sequence",
+    )
+    denominator: Literal["all", "kept"] = Field(
+        "all", description="tokens that the loss is divided by: with those rejected, or without"
+    )
+
+    @property
+    def rejects(self) -> bool:
+        by_weight = self.weight in ("masked", "window")
+        return by_weight or self.reject_by is not None or self.veto is not None
+
+    @property
+    def is_on(self) -> bool:
+        return self.weight != "none" or self.rejects
 
 
 class ObjectiveConfig(Section):
-    method: Literal["alp", "bypass", "grpo"] = "alp"
-    level: Literal["token", "sequence"] = "token"
+    method: Literal["alp", "bypass", "grpo", "gspo", "tis", "mis", "icepop"] = "alp"
+    level: Literal["token", "sequence"] = Field("token", description="of the policy's ratio")
     length_normalized: bool = False
     eps_low: float = Field(0.5, gt=0, le=1)
     eps_high: float = Field(3.0, gt=0)
     dual_clip: float | None = Field(3.0, gt=1)
     loss_normalization: Literal["token", "sequence"] = "token"
+    correction: CorrectionConfig = CorrectionConfig()
 
 
 class RolloutConfig(Section):
@@ -124,6 +164,12 @@ class LoggingConfig(Section):
     tensorboard: bool = True
     wandb: bool = True
     wandb_project: str = "alp-megatron"
+    clean_mismatch_interval: int = Field(
+        1,
+        ge=0,
+        description="in steps, of mismatch/*; costs a forward pass where the method makes none "
+        "at the old weights; 0 for never",
+    )
     save_rollouts: int = Field(16, ge=0, description="samples of each step kept in rollouts/")
 
 

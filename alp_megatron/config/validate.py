@@ -10,6 +10,7 @@ from alp_megatron.config.layout import (
 )
 from alp_megatron.config.model_files import check_tensors, check_tokenizer, check_weights
 from alp_megatron.config.model_shape import ModelShape, read_model_shape
+from alp_megatron.config.objective_check import check_noise_target, check_objective
 from alp_megatron.config.schema import Config
 from alp_megatron.config.servers import check_servers
 from alp_megatron.errors import UserError
@@ -33,8 +34,9 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     _check_lengths(config, shape)
     check_servers(config)
     _check_perturbed_layers(config, shape)
+    check_noise_target(config.perturbation)
     if for_training:
-        _check_objective(config)
+        check_objective(config.objective)
         _check_batches(config)
         _check_task(config)
     return shape
@@ -178,14 +180,6 @@ def _check_perturbed_layers(config: Config, shape: ModelShape) -> None:
         raise UserError(
             f"perturbation.layer_start={start} leaves no layer before {end or layers}: use a "
             "smaller one, or perturbation.sigma0=0 for no noise."
-        )
-
-
-def _check_objective(config: Config) -> None:
-    if config.objective.length_normalized and config.objective.level == "token":
-        raise UserError(
-            "objective.length_normalized=true has no meaning for objective.level=token: set "
-            "objective.level=sequence or drop it."
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from textwrap import fill
 
 from alp_megatron import __version__
-from alp_megatron.config.schema import Config
+from alp_megatron.config.schema import Config, CorrectionConfig
 from alp_megatron.diagnostics.keys import PHASES
 from alp_megatron.objectives.methods import METHODS
 
@@ -76,11 +76,29 @@ def banner(config: Config, *, model: str, device: str, world_size: int) -> str:
 
 def _method(config: Config) -> str:
     o, p = config.objective, config.perturbation
-    text = f"{o.method}, {o.level} ratio in [{1 - o.eps_low:.4g}, {1 + o.eps_high:.4g}]"
+    text = f"{o.method}, {o.level} ratio in [{1 - o.eps_low:.5g}, {1 + o.eps_high:.5g}]"
     if o.dual_clip:
         text += f", dual clip {o.dual_clip:g}"
+    text += _correction(o.correction)
     if METHODS[o.method].perturbed:
         learned = "learned" if p.learnable else "fixed"
+        if p.target == "logits":
+            return f"{text}; sigma {p.sigma0:g} on the logits only"
         end = "last" if p.layer_end is None else p.layer_end - 1
         text += f"; sigma {p.sigma0:g} ({p.sigma_mode}, {learned}), layers {p.layer_start} to {end}"
+    return text
+
+
+def _correction(c: CorrectionConfig) -> str:
+    text = ""
+    if c.weight == "truncated":
+        text += f"; {c.weight_level} weight up to {c.weight_high:g}"
+    elif c.weight != "none":
+        what = "weight" if c.weight == "masked" else "mask"
+        text += f"; {c.weight_level} {what} in [{c.weight_low or 0:g}, {c.weight_high:g}]"
+    if c.reject_by:
+        low, high = (f"{b:g}" if b is not None else "" for b in (c.reject_low, c.reject_high))
+        text += f"; {c.reject_over} {c.reject_by} in [{low}, {high}]"
+    if c.veto:
+        text += f"; veto below {c.veto:g}"
     return text

@@ -19,6 +19,8 @@ PHASES = ("rollout", "reward", "train", "sync")
 def required_keys(num_layers: int) -> list[str]:
     """Every key of one step's record, for a model of that many layers.
 
+    `mismatch/*` is there every `logging.clean_mismatch_interval` steps, `correction/*` where the
+    objective corrects. `time/old_logprobs` and `time/clean_logprobs` are parts of `time/train`.
     `eval/score` is the latest evaluation's; the optional `eval/step` says of which step.
     """
     return [
@@ -38,6 +40,8 @@ def required_keys(num_layers: int) -> list[str]:
         *(f"alp/sigma_layer_{layer}" for layer in range(num_layers)),
         "alp/effective_fraction",
         *(f"time/{name}" for name in (*PHASES, "total")),
+        "time/old_logprobs",
+        "time/clean_logprobs",
         "tokens/prompt",
         "tokens/response",
         "throughput/rollout_tokens_per_s",

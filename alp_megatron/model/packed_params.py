@@ -20,6 +20,7 @@ class PackedParams(PackedSeqParams):
     """
 
     positions: Tensor | None = None
+    sample_ids: Tensor | None = None
     attention_layout: AttentionLayout | None = None
     noise: NoisePlan | None = None
     predict_rows: Tensor | None = None
@@ -33,6 +34,7 @@ def packed_params(
     """Prepare a micro-batch for the layers, with noise if called inside a `perturbation` scope."""
     params = PackedParams(
         positions=batch.positions,
+        sample_ids=batch.sample_ids,
         predict_rows=batch.predict_rows,
         targets=batch.targets,
         temperature=temperature,

@@ -9,6 +9,7 @@ from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.microbatch import MicroBatch
 from alp_megatron.model.packed_params import PackedParams, packed_params
 from alp_megatron.model.rotary import PackedRotaryEmbedding, inverse_frequencies
+from alp_megatron.perturbation.logits import LogitsNoise
 
 
 class PolicyModel(GPTModel):
@@ -72,4 +73,14 @@ class PolicyModel(GPTModel):
             vocab_size=self.config.vocab_size,
             chunk=self.config.logprob_chunk_tokens,
             group=group,
+            noise=self._logits_noise(packed_seq_params),
+        )
+
+    def _logits_noise(self, params: PackedParams) -> LogitsNoise | None:
+        settings = self.config.perturbation
+        if params.noise is None or settings is None or settings.target != "logits":
+            return None
+        rows = params.predict_rows
+        return LogitsNoise(
+            params.noise, settings.sigma0, params.sample_ids[rows], params.positions[rows]
         )

@@ -1,9 +1,15 @@
-"""The methods: what each one compares the training policy with. Light: no torch import."""
+"""The methods, as data: what each one compares the training policy with, and corrects.
 
+Light: no torch import. docs/methods.md has the formulae in one table.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alp_megatron.config.schema import ObjectiveConfig
+from alp_megatron.config.schema import ObjectiveConfig, Section
+
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -15,20 +21,74 @@ class Method:
             those of the training engine with the rollout's weights.
         perturbed: the update's forward pass runs inside the perturbation scope.
         defaults: objective settings that replace the schema's defaults for this method.
+        correction: the same for objective.correction.
+        fixed: dotted settings below `objective` that define the method, with the values they
+            may have.
     """
 
     denominator: Literal["rollout", "old"]
-    perturbed: bool
-    defaults: dict[str, Any] = field(default_factory=dict)
+    perturbed: bool = False
+    defaults: Settings = field(default_factory=dict)
+    correction: Settings = field(default_factory=dict)
+    fixed: Mapping[str, tuple] = field(default_factory=dict)
 
+
+PPO_CLIP = {"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 10.0}
+# The ratio to the rollout engine already holds pi_old / pi_rollout: a weight would count it twice.
+NO_WEIGHT = {"correction.weight": ("none",)}
 
 METHODS = {
-    "alp": Method(denominator="rollout", perturbed=True),
-    "bypass": Method(denominator="rollout", perturbed=False),
-    "grpo": Method(
+    # Noise on the layers' inputs, one ratio straight to the rollout policy.
+    "alp": Method(denominator="rollout", perturbed=True, fixed=NO_WEIGHT),
+    # The same ratio without noise.
+    "bypass": Method(denominator="rollout", fixed=NO_WEIGHT),
+    # PPO's ratio to the trainer's own old policy. Shao et al. 2024 (DeepSeekMath); the asymmetric
+    # clip is that of Yu et al. 2025 (DAPO).
+    "grpo": Method(denominator="old", defaults=PPO_CLIP),
+    # s = exp(mean_t log pi/pi_old), clipped as a whole. The ratio's gradient is s grad logp_t,
+    # so its mean over the tokens of a sequence is grad s. Zheng et al. 2025 (GSPO).
+    "gspo": Method(
         denominator="old",
-        perturbed=False,
-        defaults={"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 10.0},
+        defaults={
+            "level": "sequence",
+            "length_normalized": True,
+            "eps_low": 3e-4,
+            "eps_high": 4e-4,
+            "dual_clip": None,
+            "loss_normalization": "sequence",
+        },
+        fixed={"level": ("sequence",), "length_normalized": (True,)},
+    ),
+    # grpo times min(w, C): see tis.py.
+    "tis": Method(
+        denominator="old",
+        defaults=PPO_CLIP,
+        correction={"weight": "truncated", "weight_high": 2.0},
+        fixed={"correction.weight": ("truncated",)},
+    ),
+    # grpo times w where lo <= w <= hi, else 0; or times 1 there: see mis.py.
+    "mis": Method(
+        denominator="old",
+        defaults=PPO_CLIP,
+        correction={
+            "weight": "masked",
+            "weight_level": "sequence",
+            "weight_low": 0.0,
+            "weight_high": 5.0,
+        },
+        fixed={"correction.weight": ("masked", "window")},
+    ),
+    # mis at the token level with its authors' bounds. Ling team 2025, "Every step evolves".
+    "icepop": Method(
+        denominator="old",
+        defaults=PPO_CLIP,
+        correction={
+            "weight": "masked",
+            "weight_level": "token",
+            "weight_low": 0.5,
+            "weight_high": 5.0,
+        },
+        fixed={"correction.weight": ("masked",), "correction.weight_level": ("token",)},
     ),
 }
 
@@ -39,6 +99,20 @@ def with_method_defaults(config: ObjectiveConfig) -> ObjectiveConfig:
     For the config loader, before the resolved configuration is written: once written, every
     key counts as given.
     """
-    defaults = METHODS[config.method].defaults
-    unset = {key: value for key, value in defaults.items() if key not in config.model_fields_set}
-    return config.model_copy(update=unset)
+    method = METHODS[config.method]
+    correction = config.correction.model_copy(update=_unset(config.correction, method.correction))
+    own = _unset(config, method.defaults)
+    return config.model_copy(update=own | {"correction": correction})
+
+
+def needs_old_logprobs(config: ObjectiveConfig) -> bool:
+    """Whether the loss needs the training engine's log-probs at the rollout's weights.
+
+    They cost a forward pass over the step's samples. A ratio to the old policy needs them,
+    and so does whatever looks at w = pi_old / pi_rollout.
+    """
+    return METHODS[config.method].denominator == "old" or config.correction.is_on
+
+
+def _unset(section: Section, defaults: Settings) -> dict[str, Any]:
+    return {key: value for key, value in defaults.items() if key not in section.model_fields_set}

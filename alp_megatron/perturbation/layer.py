@@ -33,7 +33,7 @@ class PerturbedTransformerLayer(TransformerLayer):
     def forward(self, hidden_states: Tensor, *args, packed_seq_params=None, **kwargs):
         """`TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
         plan = getattr(packed_seq_params, "noise", None)
-        if plan is not None and self._perturbs():
+        if plan is not None and self.perturbs():
             settings = self.config.perturbation
             hidden_states = add_noise(
                 hidden_states,
@@ -45,9 +45,10 @@ class PerturbedTransformerLayer(TransformerLayer):
             )
         return super().forward(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
 
-    def _perturbs(self) -> bool:
+    def perturbs(self) -> bool:
+        """Whether a noise plan reaches this layer's hidden states."""
         settings = self.config.perturbation
-        if settings is None or settings.sigma0 == 0:
+        if settings is None or settings.sigma0 == 0 or settings.target != "layers":
             return False
         end = self.config.num_layers if settings.layer_end is None else settings.layer_end
         return settings.layer_start <= self.layer_number - 1 < end

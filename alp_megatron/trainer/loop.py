@@ -3,7 +3,7 @@
 import time
 from contextlib import contextmanager
 
-from alp_megatron.objectives.methods import METHODS
+from alp_megatron.objectives.methods import METHODS, needs_old_logprobs
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
@@ -20,7 +20,7 @@ def train(run: Run) -> None:
     """Every rank runs this loop; only rank 0 has a driver (engine and task) and an output."""
     config, learner, driver = run.config, run.learner, run.driver
     for step in range(run.first_step, config.trainer.steps):
-        seconds: dict[str, float] = {}
+        seconds = {"old_logprobs": 0.0, "clean_logprobs": 0.0}
         started = time.perf_counter()
 
         with phase("rollout", seconds):
@@ -31,10 +31,9 @@ def train(run: Run) -> None:
             trajectories = from_first_rank(trajectories)
 
         with phase("train", seconds):
-            sequences = [as_sequence(t) for t in trajectories]
-            clean = token_logprobs(learner, sequences, config.rollout.temperature)
+            old = old_logprobs(run, step, trajectories, seconds)
             updates = [
-                update_policy(learner, minibatch, clean, NoiseKey(config.seed, step, index))
+                update_policy(learner, minibatch, old, NoiseKey(config.seed, step, index))
                 for index, minibatch in enumerate(
                     minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
                 )
@@ -52,10 +51,26 @@ def train(run: Run) -> None:
         noisy = METHODS[config.objective.method].perturbed
         scales = sigmas(learner.chunks, config.perturbation.sigma0 if noisy else 0.0)
         if driver:
-            record = step_record(trajectories, clean, updates, scales, version, seconds)
+            record = step_record(trajectories, old, updates, scales, version, seconds)
             run.output.write(step, record | run.scores(), trajectories, updates)
         if done % config.trainer.save_interval == 0 or last:
             save_checkpoint(run.run_dir, done, learner, run.plan, run.counters())
+
+
+def old_logprobs(run: Run, step: int, trajectories: list, seconds: dict) -> dict | None:
+    """The unperturbed log-probabilities at the weights that sampled, if anything needs them.
+
+    They cost a forward pass, part of `train`: booked as `old_logprobs` where the method needs
+    them, as `clean_logprobs` where only the metrics `mismatch/*` do.
+    """
+    config = run.config
+    needed = needs_old_logprobs(config.objective)
+    interval = config.logging.clean_mismatch_interval
+    if not needed and (interval == 0 or step % interval):
+        return None
+    with phase("old_logprobs" if needed else "clean_logprobs", seconds):
+        sequences = [as_sequence(t) for t in trajectories]
+        return token_logprobs(run.learner, sequences, config.rollout.temperature)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ class UpdateRecord:
 
     Attributes:
         tokens: arrays over the unmasked and masked response tokens, ordered by sample id:
-            `logprobs`, `entropies`, `log_ratio`, `clip_low`, `clip_high`, `dual_clip`.
+            `logprobs`, `entropies`, `log_ratio`, `clip_low`, `clip_high`, `dual_clip`, and
+            `weight`, `kept` where the objective has a correction.
         loss: the global loss.
         noise_changed, noise_total: hidden elements that the noise changed, and that got noise.
         computed_tokens, padding_tokens: rows that went through the model, and those of no use.
@@ -45,17 +46,18 @@ def update_policy(
     old_logprobs: dict[int, Tensor] | None,
     key: NoiseKey,
 ) -> UpdateRecord:
-    """One optimizer update on one mini-batch. A collective call of the whole run."""
+    """One optimizer update on one mini-batch. A collective call of the whole run.
+
+    `old_logprobs`, by sample id, may be None where `needs_old_logprobs` says so.
+    """
     config = learner.config
     method = METHODS[config.objective.method]
-    data = MiniBatch(
-        {t.sample_id: t for t in trajectories},
-        old_logprobs if method.denominator == "old" else None,
-    )
+    data = MiniBatch.of(config.objective, trajectories, old_logprobs)
     batches = replica_microbatches(learner, [as_sequence(t) for t in trajectories])
 
     def loss(logprobs: Tensor, entropies: Tensor, batch: MicroBatch):
-        output = policy_objective(config.objective, data.loss_inputs(logprobs, batch))
+        inputs = data.loss_inputs(logprobs, batch)
+        output = policy_objective(config.objective, inputs)
         tokens = {
             "sample_id": _per_token(batch),
             "logprobs": logprobs,
@@ -65,6 +67,8 @@ def update_policy(
             "clip_high": output.clip_high,
             "dual_clip": output.dual_clip,
         }
+        if inputs.correction is not None:
+            tokens["weight"], tokens["kept"] = inputs.correction.weight, inputs.correction.kept
         tokens = {name: t.detach().cpu().numpy() for name, t in tokens.items()}
         return output.loss, {"tokens": tokens, "loss": float(output.loss.detach())}
 

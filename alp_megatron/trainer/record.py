@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from alp_megatron.diagnostics.correction import correction_metrics
 from alp_megatron.diagnostics.mismatch import mismatch_metrics
 from alp_megatron.diagnostics.ratio import ratio_metrics
 from alp_megatron.trainer.policy_update import UpdateRecord
@@ -10,7 +11,7 @@ from alp_megatron.trajectory import Trajectory
 
 def step_record(
     trajectories: list[Trajectory],
-    clean: dict,
+    clean: dict | None,
     updates: list[UpdateRecord],
     sigmas: list[float],
     version: int,
@@ -20,7 +21,8 @@ def step_record(
 
     Args:
         trajectories: the step's samples.
-        clean: unperturbed log-probabilities by sample id, at the weights that sampled.
+        clean: unperturbed log-probabilities by sample id, at the weights that sampled; None
+            leaves out `mismatch/`.
         updates: in order; `loss/`, `entropy`, `ratio/` and `mismatch_perturbed/` are of those
             that were made: a skipped one may hold numbers that are not finite.
         sigmas: by layer, after the updates; zeros where the method has no noise.
@@ -30,7 +32,6 @@ def step_record(
     by_id = sorted(trajectories, key=lambda t: t.sample_id)
     flat = {
         "rollout": _concat([t.rollout_logprobs for t in by_id]),
-        "clean": _concat([clean[t.sample_id] for t in by_id]),
         "mask": _concat([t.loss_mask for t in by_id]),
         "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
     }
@@ -54,10 +55,11 @@ def step_record(
             pooled["clip_high"],
             pooled["dual_clip"],
         ),
-        **mismatch_metrics(flat["clean"], flat["rollout"], mask, flat["index"], "mismatch"),
+        **({} if clean is None else _clean_mismatch(clean, by_id, flat)),
         **mismatch_metrics(
             pooled["logprobs"], flat["rollout"], made_mask, flat["index"], "mismatch_perturbed"
         ),
+        **correction_metrics(pooled, made_mask),
         "alp/sigma_mean": float(np.mean(sigmas)),
         "alp/sigma_min": min(sigmas),
         "alp/sigma_max": max(sigmas),
@@ -75,6 +77,11 @@ def step_record(
         "policy_version/lag_max": int(lags.max()),
         **{f"time/{phase}": value for phase, value in seconds.items()},
     }
+
+
+def _clean_mismatch(clean: dict, by_id: list[Trajectory], flat: dict) -> dict[str, float]:
+    logprobs = _concat([clean[t.sample_id] for t in by_id])
+    return mismatch_metrics(logprobs, flat["rollout"], flat["mask"], flat["index"], "mismatch")
 
 
 def _pool(updates: list[UpdateRecord]) -> dict[str, np.ndarray]:

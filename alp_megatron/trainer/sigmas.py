@@ -7,9 +7,14 @@ from megatron.core import parallel_state
 
 
 def sigmas(chunks: list, sigma0: float) -> list[float]:
-    """sigma_l = sigma0 * exp(s_l) of every layer, in order. A collective call."""
+    """sigma_l = sigma0 * exp(s_l) of every layer, in order; 0 where none is perturbed.
+
+    A collective call.
+    """
     mine = {
-        layer.layer_number - 1: sigma0 * math.exp(layer.log_sigma_scale.item())
+        layer.layer_number - 1: (
+            sigma0 * math.exp(layer.log_sigma_scale.item()) if layer.perturbs() else 0.0
+        )
         for chunk in chunks
         for layer in chunk.decoder.layers
     }

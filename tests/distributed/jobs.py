@@ -5,13 +5,18 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 import alp_megatron.perturbation.layer as perturbed_layer
+from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.microbatch import Sequence
-from alp_megatron.perturbation import NoiseKey, add_noise
+from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise
+from alp_megatron.perturbation.logits import LogitsNoise
+from alp_megatron.trainer.batch import as_sequence, minibatches
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.trainer.record import step_record
+from alp_megatron.trainer.sigmas import sigmas
 from alp_megatron.weights.export import ExportPlan
-from tests.distributed.layouts import KEY
+from tests.distributed.layouts import KEY, NUM_SAMPLES
 
 
 def logprobs(config, rank, sequences: list[list[int]], key: NoiseKey | None = None) -> dict:
@@ -19,6 +24,27 @@ def logprobs(config, rank, sequences: list[list[int]], key: NoiseKey | None = No
     learner = Learner(config, rank.device, training=False)
     samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
     return token_logprobs(learner, samples, key=key)
+
+
+def noisy_head(config, rank, hidden, weight, targets, noise_of: dict, upstream) -> tuple:
+    """Log-probabilities [n] with noise on the logits, and this rank's gradients of
+    upstream . logprobs by hidden (a part of the sum over ranks) and by its rows of the weight."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    shard = weight.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
+    hidden, shard = hidden.clone().requires_grad_(), shard.requires_grad_()
+    plan = NoisePlan(KEY, noise_of["sample_ids"], noise_of["positions"])
+    logprobs, _ = vocab_parallel_logprobs(
+        hidden,
+        shard,
+        targets,
+        temperature=0.7,
+        vocab_size=61,
+        chunk=5,
+        group=group,
+        noise=LogitsNoise(plan, **noise_of),
+    )
+    (logprobs * upstream).sum().backward()
+    return logprobs.detach(), hidden.grad, shard.grad
 
 
 def noise(config, rank, sequences: list[list[int]]) -> dict:
@@ -84,6 +110,23 @@ def weights_after_updates(config, rank, trajectories: list, updates: int) -> dic
     return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
 
 
+def step_records(config, rank, trajectories: list, objectives: list) -> list[dict]:
+    """A step of two updates under each objective, from the same weights: the step's metrics."""
+    records = []
+    for objective in objectives:
+        config.objective = objective
+        learner = Learner(config, rank.device)
+        clean = token_logprobs(learner, [as_sequence(t) for t in trajectories])
+        updates = [
+            update_policy(learner, half, clean, NoiseKey(7, 3, index))
+            for index, half in enumerate(minibatches(trajectories, NUM_SAMPLES // 2, 7, 3))
+        ]
+        scales = sigmas(learner.chunks, config.perturbation.sigma0)
+        seconds = {"rollout": 1.0, "train": 1.0}
+        records.append(step_record(trajectories, clean, updates, scales, 0, seconds))
+    return records
+
+
 def exported(config, rank) -> dict:
     """The export stream of freshly loaded weights, on rank 0, in order."""
     learner = Learner(config, rank.device, training=False)
@@ -138,7 +181,6 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     from pathlib import Path
 
     from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint, save_checkpoint
-    from alp_megatron.trainer.sigmas import sigmas
 
     learner = Learner(config, rank.device)
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])

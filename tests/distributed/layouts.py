@@ -10,6 +10,7 @@ from alp_megatron.config.schema import (
     RuntimeConfig,
     TrainerConfig,
 )
+from alp_megatron.objectives.methods import with_method_defaults
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.trajectory import Trajectory
 
@@ -61,7 +62,7 @@ def config_for(model_dir: str, layout: str | None = None, **sections) -> Config:
         perturbation=PerturbationConfig(
             **({"sigma0": 0.02, "perturb_lr": 0.0} | sections.pop("perturbation", {}))
         ),
-        objective=ObjectiveConfig(**sections.pop("objective", {})),
+        objective=with_method_defaults(ObjectiveConfig(**sections.pop("objective", {}))),
         runtime=RuntimeConfig(world_size=processes),
         **sections,
     )

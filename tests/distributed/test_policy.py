@@ -99,6 +99,30 @@ def test_sigma_gradient_matches_finite_differences(workers, tied_model, mode, la
     )
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_without_sigma_alp_stays_bitwise_bypass_over_updates(workers, tied_model, level):
+    results = [
+        workers.run(
+            JOBS + "weights_after_updates",
+            config_for(
+                tied_model,
+                "tp2-sp",
+                trainer={"lr": 1e-3, "clip_grad": 1.0, "use_distributed_optimizer": True},
+                objective={"method": method, "level": level},
+                perturbation={"sigma0": sigma0, "perturb_lr": 1e-2},
+            ),
+            2,
+            trajectories=some_trajectories(),
+            updates=5,
+        )[0]
+        for method, sigma0 in (("alp", 0.0), ("bypass", 0.5))
+    ]
+    start = load_file(f"{tied_model}/model.safetensors")
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name]), name
+        assert not torch.equal(tensor, start[name]), name
+
+
 def test_layer_range_and_unlearned_sigma(workers, tied_model):
     gradients = workers.run(
         JOBS + "update_gradients",

@@ -167,3 +167,19 @@ def test_a_method_brings_its_own_defaults(write):
     assert bounds() == (0.5, 3.0, 3.0)
     assert bounds("objective.method=grpo") == (0.2, 0.28, 10.0)
     assert bounds("objective.method=grpo", "objective.eps_high=0.4") == (0.2, 0.4, 10.0)
+
+
+def test_a_methods_correction_survives_being_written_down(write):
+    def window(*overrides):
+        config = load_config(write(MODEL), list(overrides))
+        again = load_config(write(resolved_yaml(config), "again.yaml"))
+        assert again == config
+        c = again.objective.correction
+        return c.weight, c.weight_level, c.weight_low, c.weight_high
+
+    icepop, given = "objective.method=icepop", "objective.correction.weight_high=3"
+    assert window() == ("none", "token", None, None)
+    assert window("objective.method=tis") == ("truncated", "token", None, 2.0)
+    assert window("objective.method=mis") == ("masked", "sequence", 0.0, 5.0)
+    assert window(icepop) == ("masked", "token", 0.5, 5.0)
+    assert window(icepop, given) == ("masked", "token", 0.5, 3.0)

@@ -10,6 +10,7 @@ from alp_megatron.config.model_files import check_weights
 from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.validate import validate
 from alp_megatron.errors import UserError
+from alp_megatron.objectives.methods import METHODS
 from alp_megatron.tasks.tokenizer import model_config, write_model_files
 
 
@@ -103,6 +104,72 @@ def test_length_normalisation_belongs_to_the_sequence_level(configure):
     settings = ["objective.length_normalized=true", "objective.level=token"]
     assert "objective.length_normalized" in refusal(configure(*settings))
     validate(configure("objective.length_normalized=true", "objective.level=sequence"))
+
+
+CORRECTION = "objective.correction"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=gspo", "level=token"], "objective.level=token contradicts objective.method=gspo"),
+        (["method=gspo", "length_normalized=false"], "length_normalized=false contradicts"),
+        (["method=tis", "correction.weight=none"], "which means truncated there"),
+        (["method=mis", "correction.weight=truncated"], "which means masked or window there"),
+        (
+            ["method=icepop", "correction.weight_level=sequence"],
+            "weight_level=sequence contradicts",
+        ),
+        (["method=bypass", "correction.weight=masked"], "contradicts objective.method=bypass"),
+        (["method=alp", "correction.weight=truncated"], "contradicts objective.method=alp"),
+        (["method=mis", "correction.weight_low=6"], "weight_low=6 is not below"),
+        (["method=icepop", "correction.weight_high=0.5"], "so that nothing would be kept"),
+        (["method=tis", "correction.weight_low=0.1"], "weight_low=0.1 has no meaning"),
+        (["method=tis", "correction.weight_high=null"], f"needs {CORRECTION}.weight_high"),
+        (["method=gspo", "correction.weight=masked"], f"needs {CORRECTION}.weight_high"),
+        (["method=grpo", "correction.weight_high=2"], "has no meaning for"),
+        (["correction.reject_high=2"], f"without {CORRECTION}.reject_by"),
+        (["correction.reject_by=k2"], f"needs {CORRECTION}.reject_high"),
+        (["correction.reject_by=k3", "correction.reject_low=0.1"], "rejects what agrees best"),
+        (["correction.reject_by=k3", "correction.reject_high=-1"], "is never negative"),
+        (
+            ["correction.reject_by=k1", "correction.reject_low=1", "correction.reject_high=-1"],
+            "reject_low=1 is not below",
+        ),
+        (["method=tis", "correction.denominator=kept"], "where nothing is rejected"),
+    ],
+)
+def test_contradictory_objectives_are_refused(configure, overrides, expected):
+    assert expected in refusal(configure(*(f"objective.{o}" for o in overrides)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"method={name}"] for name in METHODS),
+        ["method=gspo", "correction.weight=masked", "correction.weight_high=2"],
+        ["method=mis", "correction.weight=window", "correction.weight_level=geometric"],
+        ["method=bypass", "correction.reject_by=k1", "correction.reject_low=-1"],
+        ["method=alp", "correction.veto=1e-4", "correction.denominator=kept"],
+    ],
+)
+def test_objectives_that_make_sense_pass(configure, overrides):
+    validate(configure(*(f"objective.{o}" for o in overrides)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("learnable=true", "perturbation.learnable=true has no meaning"),
+        ("sigma_mode=relative", "set it to absolute"),
+        ("layer_start=1", "set it to 0"),
+        ("layer_end=2", "set it to null"),
+    ],
+)
+def test_noise_on_the_logits_has_one_fixed_scale(configure, setting, expected):
+    logits = ["perturbation.target=logits", "perturbation.learnable=false"]
+    validate(configure(*logits))
+    assert expected in refusal(configure(*logits, f"perturbation.{setting}"))
 
 
 def test_batches_matter_only_for_training(configure):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.objectives.methods import METHODS, with_method_defaults
+from alp_megatron.objectives.methods import with_method_defaults
 from alp_megatron.objectives.objective import LossInputs, policy_objective
 from alp_megatron.objectives.policy_loss import clipped_policy_loss
 
@@ -69,7 +69,7 @@ def make_batch(lengths, seed=0, spread=1.0) -> LossInputs:
 
 
 @pytest.mark.parametrize("normalization", ["token", "sequence"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["alp", "bypass", "grpo"])
 def test_gradient_against_finite_differences(method, normalization):
     batch = make_batch([5, 1, 7], spread=2.0)
     config = ObjectiveConfig(method=method, loss_normalization=normalization)

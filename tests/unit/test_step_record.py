@@ -31,10 +31,11 @@ def update(trajectories, logprobs, skipped=False):
     )
 
 
-def record(updates, trajectories):
+def record(updates, trajectories, measured=True):
     clean = {t.sample_id: np.array(t.rollout_logprobs) for t in trajectories}
     seconds = {"rollout": 1.0, "reward": 0.1, "train": 2.0, "sync": 0.1, "total": 3.2}
-    return step_record(trajectories, clean, updates, [0.1, 0.3], 5, seconds)
+    seconds |= {"old_logprobs": 0.0, "clean_logprobs": 0.5}
+    return step_record(trajectories, clean if measured else None, updates, [0.1, 0.3], 5, seconds)
 
 
 FIRST, SECOND = trajectory(0, [-1.0, -1.0], 1.0), trajectory(1, [-1.0, -1.0, -1.0], 0.0)
@@ -66,3 +67,30 @@ def test_a_skipped_update_leaves_no_number_that_is_not_finite():
     assert result["ratio/max"] == pytest.approx(np.exp(0.5))
     none_made = record([poisoned, update([SECOND], float("inf"), skipped=True)], [FIRST, SECOND])
     assert all(np.isfinite(value) for value in none_made.values())
+
+
+def test_without_clean_logprobs_only_their_metrics_are_missing():
+    updates = [update([SECOND], -0.5), update([FIRST], -1.0)]
+    whole, part = (
+        record(updates, [FIRST, SECOND], measured=measured) for measured in (True, False)
+    )
+    assert part == {k: v for k, v in whole.items() if not k.startswith("mismatch/")}
+
+
+def test_what_a_correction_did_is_counted_over_the_whole_batch():
+    first, second = update([SECOND], -0.5), update([FIRST], -1.0)
+    # Of five tokens one of sample 1 and both of sample 0 are rejected.
+    first.tokens |= {"weight": np.array([2.0, 0.0, 0.5]), "kept": np.array([True, False, True])}
+    second.tokens |= {"weight": np.zeros(2), "kept": np.zeros(2, bool)}
+    result = record([first, second], [FIRST, SECOND])
+    assert result["correction/rejected_tokens"] == pytest.approx(3 / 5)
+    assert result["correction/rejected_sequences"] == 1 / 2
+    assert result["correction/weight_mean"] == pytest.approx(2.5 / 5)
+    assert result["correction/weight_max"] == 2
+    second.skipped = True  # then sample 1 is the batch
+    result = record([first, second], [FIRST, SECOND])
+    assert result["correction/rejected_tokens"] == pytest.approx(1 / 3)
+    assert result["correction/rejected_sequences"] == 0
+    first.skipped = True
+    assert record([first, second], [FIRST, SECOND])["correction/weight_mean"] == 1
+    assert not [key for key in record([update([FIRST], -1.0)], [FIRST]) if "correction" in key]
