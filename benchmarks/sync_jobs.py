@@ -37,7 +37,7 @@ def sync_seconds(config, rank, rounds: int) -> dict:
                 "copy": lambda: target.copy_(source),
                 "gather": lambda: _exhaust(plan.stream(dtype)),
                 "transport": lambda: _exhaust(unpack(pack(plan.stream(dtype), buffer), buffer)),
-                "sync": lambda: sync(plan, engine, dtype, version=1),
+                "sync": lambda: sync(plan, engine, dtype, scheme=None, version=1),
             },
             rounds,
             meet=dist.barrier,

@@ -11,17 +11,26 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
     """Print the model's score on the evaluation prompts, as the rollout engine samples it."""
     config = config_from({"model": {"path": model_dir}}, overrides)
     validate(config)
+    import torch
+
     from alp_megatron.model.hf_files import read_hf_config
     from alp_megatron.rollout.start import start_rollout_engine
     from alp_megatron.runtime.device import device_type
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens
+    from alp_megatron.weights.load import Checkpoint
+    from alp_megatron.weights.quantize.scheme import rollout_scheme
+    from alp_megatron.weights.quantize.stream import quantized
 
+    scheme = rollout_scheme(config)
     device = device_type(config.runtime.device)
     with (
         tempfile.TemporaryDirectory() as logs,
         start_rollout_engine(config, device, Path(logs)) as engine,
     ):
+        if scheme is not None:  # else the engine has loaded the weights itself
+            weights = Checkpoint(model_dir).stream(getattr(torch, config.rollout.dtype))
+            engine.update_weights(quantized(weights, scheme), version=0)
         task = build_task(config)
         stops = stop_tokens(config, read_hf_config(model_dir), task.tokenizer)
         score = Driver(config, engine, task, stops).evaluate()

@@ -105,12 +105,23 @@ class RolloutConfig(Section):
         default_factory=list, description="besides the model's own end-of-sequence token"
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "int8", "fp8", "fp8_block", "int4"] = Field(
+        "none", description="of the engine's linear weights; see docs/quantization.md"
+    )
+    quantization_ignore: list[str] = Field(
+        default_factory=list,
+        description="layers left in `dtype`, as names with * and ?, e.g. '*.o_proj'",
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     seed: int | None = Field(None, description="of the sampler; the run's seed if not given")
     cpu_kv_cache_mib: int = Field(256, ge=1)
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
     cpu_threads: int = Field(2, ge=1)
-    gate_mean_abs_diff: float = Field(
-        0.05, gt=0, description="mean |log p| difference (nats) allowed at the first sync"
+    gate_mean_abs_diff: float | None = Field(
+        None,
+        gt=0,
+        description="mean |log p| difference (nats) allowed at the first sync; if not given, 0.05 "
+        "for an engine that is not quantised, 0.2 for 8-bit formats, 0.5 for int4",
     )
 
 

@@ -31,6 +31,7 @@ from alp_megatron.rollout.server_launch import ServerProcess
 from alp_megatron.rollout.server_routing import route
 from alp_megatron.rollout.server_update import HttpReceivers, update_servers
 from alp_megatron.rollout.settings import EngineSettings
+from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 from alp_megatron.weights.transport.protocol import Transport
 
 SEQUENCES_IN_FLIGHT = 256  # of one server: what vLLM computes together
@@ -89,7 +90,8 @@ class ServerEngine:
         self._start = start
         self._label = _FIRST_LABEL
         self._version = 0
-        self._whole = True
+        # A quantised server starts with random weights, see vllm_arguments.
+        self._whole = settings.quantization == UNQUANTIZED
         self._started = False
         self._runner = asyncio.Runner()
         self._session = self._run(_session())
@@ -182,7 +184,9 @@ class ServerEngine:
     def _ask(self, requests: list[dict], most_in_flight: int) -> list[dict]:
         self.wait_ready()
         if not self._whole:
-            raise EngineError("the last weight update failed: the engine's weights are not whole")
+            raise EngineError(
+                "the engine's weights are not whole: it waits for a whole weight update"
+            )
 
         async def ask(server: Server, request: dict) -> dict:
             return await post(self._session, server.url, "/inference/v1/generate", request)

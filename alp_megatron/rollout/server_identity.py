@@ -16,6 +16,9 @@ def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
         "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),
         "rollout.dtype": settings.dtype,
         "rollout.max_model_len": settings.max_model_len,
+        "rollout.quantization": settings.quantization,
+        "rollout.quantization_ignore": list(settings.quantization_ignore),
+        "rollout.kv_cache_dtype": settings.kv_cache_dtype,
         "rollout.transport": transport,
     }
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from alp_megatron.config.schema import Config
+from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 
 _VARIABLE = "ALP_MEGATRON_ENGINE"
 
@@ -22,6 +23,9 @@ class EngineSettings:
     gpu_memory_utilization: float
     cpu_threads: int
     seed: int
+    quantization: str = UNQUANTIZED
+    quantization_ignore: tuple[str, ...] = ()
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
 
     def to_environment(self) -> dict[str, str]:
         """For `settings_from_environment` in a process of vLLM's own making."""
@@ -44,4 +48,7 @@ def engine_settings(config: Config, device: Literal["cpu", "cuda"]) -> EngineSet
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         cpu_threads=rollout.cpu_threads,
         seed=config.seed if rollout.seed is None else rollout.seed,
+        quantization=rollout.quantization,
+        quantization_ignore=tuple(rollout.quantization_ignore),
+        kv_cache_dtype=rollout.kv_cache_dtype,
     )

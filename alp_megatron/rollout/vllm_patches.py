@@ -4,6 +4,7 @@ To move to another vLLM, check each reason again and change VERSION.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ import vllm
 from torch import nn
 from torch.nn import functional
 from vllm.model_executor.layers import utils as layer_utils
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
+    UnquantizedFusedMoEMethod,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
@@ -19,6 +23,7 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 
 from alp_megatron.errors import UserError
+from alp_megatron.rollout.cpu_kernels import use_portable_kernels
 
 VERSION = "0.32.0"
 
@@ -93,9 +98,31 @@ def refresh_tied_head(model: nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
+def repack_experts() -> None:
+    """On CPU the experts lie packed for their kernel, and vLLM packs them at the first load only:
+    after a reload it would read plain weights as packed ones, and compute nonsense.
+    """
+    original = UnquantizedFusedMoEMethod._setup_kernel
+
+    def setup_kernel(self, layer: nn.Module, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        reload = self.moe_kernel is not None
+        original(self, layer, w13, w2)
+        if reload:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
+
+
 def apply_patches(model_dir: str) -> None:
     check_version()
     inspect_model_in_process(model_dir)
     if current_platform.is_cpu():
-        request_amx()
-        multiply_bfloat16_as_float32()
+        _mend_cpu_build()
+
+
+@cache  # packing what is packed already would spoil it
+def _mend_cpu_build() -> None:
+    request_amx()
+    multiply_bfloat16_as_float32()
+    repack_experts()
+    use_portable_kernels()

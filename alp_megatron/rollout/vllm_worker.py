@@ -14,8 +14,9 @@ from alp_megatron.rollout.requests import sampling_parameters, scoring_parameter
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.rollout.vllm_arguments import vllm_arguments
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
-from alp_megatron.rollout.weight_stream import TIED_HEAD, checked, checkpoint_shapes
+from alp_megatron.rollout.weight_stream import TIED_HEAD, checked, expected_shapes
 from alp_megatron.weights.digest import digest
+from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 
 
 def start_vllm(settings: EngineSettings) -> LLM:
@@ -33,11 +34,12 @@ class VllmWorker:
     def __init__(self, settings: EngineSettings):
         self._max_model_len = settings.max_model_len
         self._llm = start_vllm(settings)
-        self._expected = checkpoint_shapes(settings.model_dir)
+        self._expected = expected_shapes(settings)
+        # A quantised engine starts with random weights, see vllm_arguments.
+        self._whole = settings.quantization == UNQUANTIZED
         config = self._llm.llm_engine.model_config.hf_config
         self._optional = frozenset([TIED_HEAD] if config.tie_word_embeddings else [])
         self._version = 0
-        self._whole = True
         # What the start made stays: the garbage collector need not walk it again.
         gc.collect()
         gc.freeze()
@@ -73,7 +75,9 @@ class VllmWorker:
         self, prompts: list[list[int]], parameters: list[SamplingParams]
     ) -> list[RequestOutput]:
         if not self._whole:
-            raise EngineError("the last weight update failed: the engine's weights are not whole")
+            raise EngineError(
+                "the engine's weights are not whole: it waits for a whole weight update"
+            )
         # What an earlier call left in the cache would change batch shapes, and with them the
         # last bits of the log-probs: the same call would not give the same samples.
         self._llm.reset_prefix_cache()

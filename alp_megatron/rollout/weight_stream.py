@@ -7,7 +7,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from alp_megatron.rollout.engine import EngineError
+from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.weights.digest import digest
+from alp_megatron.weights.quantize.scheme import UNQUANTIZED, scheme_of
 
 # A tied output layer is the embedding again: a checkpoint may hold it, a stream need not.
 TIED_HEAD = "lm_head.weight"
@@ -23,6 +25,15 @@ def checkpoint_shapes(model_dir: str) -> Shapes:
             names = file.keys()
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes
+
+
+def expected_shapes(settings: EngineSettings) -> Shapes:
+    """What an update must bring: the checkpoint's tensors, or the codes and scales for them."""
+    shapes = checkpoint_shapes(settings.model_dir)
+    if settings.quantization == UNQUANTIZED:
+        return shapes
+    scheme = scheme_of(shapes, settings.quantization, tuple(settings.quantization_ignore))
+    return scheme.stored_shapes(shapes)
 
 
 class Receipt:

@@ -41,7 +41,7 @@ def train(run: Run) -> None:
         with phase("sync", seconds):
             version = run.policy_version
             run.policy_version += 1
-            sync(run.plan, run.engine, learner.rollout_dtype, run.policy_version)
+            sync(run.plan, run.engine, learner.rollout_dtype, run.scheme, run.policy_version)
         seconds["total"] = time.perf_counter() - started
 
         done = step + 1

@@ -21,6 +21,7 @@ from alp_megatron.trainer.output import Output
 from alp_megatron.trainer.sync import verified_sync
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.quantize.scheme import Scheme, rollout_scheme
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Run:
     run_dir: Path
     learner: Learner
     plan: ExportPlan
+    scheme: Scheme | None
     driver: Driver | None = None
     engine: RolloutEngine | None = None
     output: Output | None = None
@@ -77,6 +79,7 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
         Path(config.run_dir),
         learner,
         ExportPlan(learner.chunks, learner.hf["model_type"]),
+        rollout_scheme(config),
         engine=engine,
     )
     checkpoints = checkpoint_dirs(run.run_dir) if resume else []
@@ -111,7 +114,13 @@ def _first_sync(run: Run, fresh: bool) -> None:
     """A run's first sync is verified; a resumed run restores the version it had."""
     base = Checkpoint(run.config.model.path) if fresh else None
     agreement = verified_sync(
-        run.learner, run.plan, run.driver, run.learner.rollout_dtype, run.policy_version, base
+        run.learner,
+        run.plan,
+        run.driver,
+        run.learner.rollout_dtype,
+        run.scheme,
+        run.policy_version,
+        base,
     )
     if run.output:
         run.output.say(

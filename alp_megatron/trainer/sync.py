@@ -11,9 +11,12 @@ from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.quantize.scheme import Scheme
+from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.verify import (
     Digests,
     check_against_checkpoint,
+    check_codes_against_checkpoint,
     check_logprobs,
     check_same_tensors,
     check_version,
@@ -21,10 +24,22 @@ from alp_megatron.weights.verify import (
 
 GATE_SAMPLES = 64  # responses whose log-probabilities both sides compute at the first sync
 
+# Mean |log p| difference (nats) that a sound engine stays below: see docs/quantization.md.
+GATE = {"none": 0.05, "int8": 0.2, "fp8": 0.2, "fp8_block": 0.2, "int4": 0.5}
 
-def sync(plan: ExportPlan, engine: RolloutEngine | None, dtype: torch.dtype, version: int) -> None:
-    """Stream the weights into the engine, which lives on rank 0. Collective."""
-    stream = plan.stream(dtype)
+
+def sync(
+    plan: ExportPlan,
+    engine: RolloutEngine | None,
+    dtype: torch.dtype,
+    scheme: Scheme | None,
+    version: int,
+) -> None:
+    """Stream the weights into the engine, which lives on rank 0. Collective.
+
+    Codes are made of the weights in `dtype`, as they are from the `hf/` of a checkpoint.
+    """
+    stream = quantized(plan.stream(dtype), scheme)
     if engine is not None:
         engine.update_weights(stream, version)
     else:
@@ -50,6 +65,7 @@ def verified_sync(
     plan: ExportPlan,
     driver: Driver | None,
     dtype: torch.dtype,
+    scheme: Scheme | None,
     version: int,
     base: Checkpoint | None,
 ) -> dict[str, float]:
@@ -62,12 +78,15 @@ def verified_sync(
     """
     if base is not None:
         check_against_base(learner, plan, base)
-    stream = plan.stream(dtype)
+    stream = quantized(plan.stream(dtype), scheme)
     responses: list[Sequence] = []
     if driver is not None:
         sent = Digests()
         received = driver.engine.update_weights(sent.record(stream), version, digests=True)
         check_same_tensors(sent.of, received)
+        if base is not None and scheme is not None:
+            trained = learner.policy_config.params_dtype
+            check_codes_against_checkpoint(sent.of, base, trained, dtype, scheme)
         trajectories = driver.rollout(step=0)[:GATE_SAMPLES]
         check_version({t.policy_version for t in trajectories}, version)
         responses = [as_sequence(t) for t in trajectories]
@@ -78,9 +97,10 @@ def verified_sync(
     ours = token_logprobs(learner, responses)
     if driver is None:
         return {}
+    rollout = learner.config.rollout
     theirs = driver.engine.score([s.token_ids for s in responses])
     return check_logprobs(
         [ours[s.sample_id].tolist() for s in responses],
         [row[s.first_predicted - 1 :] for s, row in zip(responses, theirs, strict=True)],
-        learner.config.rollout.gate_mean_abs_diff,
+        rollout.gate_mean_abs_diff or GATE[rollout.quantization],
     )

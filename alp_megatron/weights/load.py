@@ -1,5 +1,6 @@
 """Fills this rank's model chunks from a Hugging Face directory, each rank reading its own part."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,6 +32,11 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         return sorted(self._files)
+
+    def stream(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor in `dtype`) of the whole checkpoint, one tensor in memory at a time."""
+        for name in self.names():
+            yield name, self.tensor(name).to(dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         if name not in self._files:

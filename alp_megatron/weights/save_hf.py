@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,19 @@ def save_hf(
         for _ in stream:
             pass
         return
+    write_model(stream, source_dir, out_dir, dtype)
+
+
+def write_model(
+    stream: Iterable[tuple[str, torch.Tensor]],
+    source_dir: Path,
+    out_dir: Path,
+    dtype: torch.dtype,
+    **config: Any,
+) -> None:
+    """A directory of the stream's tensors with the source's config.json, changed to `dtype` and
+    by `config`, and its tokenizer and generation config."""
+    hf = read_hf_config(source_dir) | config
     out_dir.mkdir(parents=True)
     for path in source_dir.iterdir():
         if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:

@@ -9,6 +9,8 @@ from torch import Tensor
 from alp_megatron.errors import RunError
 from alp_megatron.weights.digest import digest
 from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.quantize.scheme import Scheme
+from alp_megatron.weights.quantize.stream import quantized
 
 
 class SyncError(RunError):
@@ -17,7 +19,7 @@ class SyncError(RunError):
 
 @dataclass
 class Digests:
-    """Fingerprints of the tensors that passed through `record`, before any quantisation."""
+    """Fingerprints of the tensors, or of codes and scales, that passed through `record`."""
 
     of: dict[str, str] = field(default_factory=dict)
 
@@ -49,6 +51,28 @@ def check_against_checkpoint(
             raise SyncError(
                 f"first weight sync: tensor {name} as exported by the trainer differs from "
                 f"{checkpoint.model_dir}, though nothing has been trained yet"
+            )
+
+
+def check_codes_against_checkpoint(
+    sent: dict[str, str],
+    checkpoint: Checkpoint,
+    trained: torch.dtype,
+    exported: torch.dtype,
+    scheme: Scheme,
+) -> None:
+    """Raise SyncError naming the first codes or scales that are not the base model's.
+
+    They are made a second time, of the weights on disk: cast to the trainer's dtype and then to
+    that of the export, as the trainer's were.
+    """
+    weights = ((name, tensor.to(exported)) for name, tensor in checkpoint.stream(trained))
+    for name, tensor in quantized(weights, scheme):
+        if name in sent and sent[name] != digest(tensor):
+            raise SyncError(
+                f"first weight sync: tensor {name} as sent to the rollout engine is not "
+                f"{checkpoint.model_dir} quantised to {scheme.quantization}, though nothing has "
+                "been trained yet"
             )
 
 

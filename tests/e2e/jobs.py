@@ -24,7 +24,7 @@ def running_and_fresh_scores(config, rank, trajectories, sequences, directory) -
     scores = [engine.score(sequences)] if engine else []
     for version in (1, 2):
         update_policy(learner, trajectories, None, NoiseKey(1, version, 0))
-        sync(plan, engine, torch.bfloat16, version)
+        sync(plan, engine, torch.bfloat16, None, version)
         if engine:
             scores.append(engine.score(sequences))
     save_hf(plan, config.model.path, Path(directory) / "hf", learner.rollout_dtype)

@@ -65,6 +65,11 @@ EP = "model.expert_model_parallel_size"
         [f"{PP}=2", f"{VPP}=2"],
         ["perturbation.sigma0=0", "perturbation.layer_start=3"],
         ["objective.method=grpo", "model.recompute_granularity=full"],
+        ["rollout.quantization=int4"],
+        [
+            "rollout.quantization=fp8_block",
+            "rollout.quantization_ignore=['*.q_proj', '*.k_proj', '*.v_proj']",
+        ],
     ],
 )
 def test_what_can_run_is_accepted(configure, overrides):
@@ -75,6 +80,23 @@ def test_what_can_run_is_accepted(configure, overrides):
     ("overrides", "expected"),
     [
         ([f"{TP}=3"], f"{TP}=3 does not divide the model's 4 attention heads: use 1, 2 or 4."),
+        (
+            ["rollout.quantization=fp8_block"],
+            "rollout.quantization=fp8_block cannot hold model.layers.0.self_attn.k_proj.weight "
+            "(model.layers.0.self_attn.k_proj.weight has 64 rows",
+        ),
+        (
+            ["rollout.quantization=int8", "rollout.quantization_ignore=['lm_head']"],
+            "rollout.quantization_ignore: 'lm_head' matches no linear layer: use names such as ",
+        ),
+        (
+            ["rollout.quantization=int8", "rollout.quantization_ignore=['*.k_proj']"],
+            "but vLLM runs q_proj, k_proj, v_proj as one matrix: name all of them or none.",
+        ),
+        (
+            ["rollout.quantization=int4", "rollout.quantization_ignore=['*_proj']"],
+            "rollout.quantization=int4 finds no layer to quantise: use another format, or 'none'.",
+        ),
         ([f"{EP}=2"], f"{EP}=2 needs a model with experts: set it to 1."),
         (["model.sequence_parallel=true"], "model.sequence_parallel=true needs"),
         ([f"{PP}=3"], f"{PP}=3 does not divide the model's 4 layers: use 1, 2 or 4."),

@@ -9,17 +9,21 @@ from safetensors.torch import load_file
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.weight_stream import checked
 from alp_megatron.weights.digest import digest
+from alp_megatron.weights.quantize.scheme import Scheme, scheme_of
+from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
 from alp_megatron.weights.verify import (
     Digests,
     SyncError,
     check_against_checkpoint,
+    check_codes_against_checkpoint,
     check_same_tensors,
     check_version,
 )
 from tests.e2e.runs import BASE_MODEL
 
 Tensors = dict[str, torch.Tensor]
+FORMATS = ("none", "int8", "fp8", "fp8_block", "int4")
 
 
 class InMemory:
@@ -29,41 +33,72 @@ class InMemory:
 
     def __init__(self, tensors: Tensors):
         self.tensor = tensors.__getitem__
+        self._tensors = tensors
+
+    def stream(self, dtype: torch.dtype):
+        return ((name, tensor.to(dtype)) for name, tensor in self._tensors.items())
 
 
-def flipped(bit: int) -> Callable[[Tensors, str], Tensors]:
-    def fault(tensors: Tensors, name: str) -> Tensors:
-        copy = tensors[name].clone()
-        copy.view(-1)[-1:].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
-        return tensors | {name: copy}
+class Stream:
+    """What is sent of a model: `tensors`; `stale`, what was sent before the last update."""
+
+    def __init__(self, weights: Tensors, quantization: str):
+        self.weights = weights
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        self.scheme: Scheme | None = None
+        if quantization != "none":
+            self.scheme = scheme_of(self.shapes, quantization, ())
+            self.shapes = self.scheme.stored_shapes(self.shapes)
+        self.tensors = dict(quantized(weights.items(), self.scheme))
+        earlier = {n: (t.float() * 1.01 + 1e-3).to(t.dtype) for n, t in weights.items()}
+        self.stale = dict(quantized(earlier.items(), self.scheme))
+
+
+def flipped(bit: int) -> Callable[[Stream, str], Tensors]:
+    """Of the last element; -1 is its highest bit, the sign."""
+
+    def fault(stream: Stream, name: str) -> Tensors:
+        copy = stream.tensors[name].clone()
+        raw = copy.view(-1)[-1:].view(torch.uint8)
+        at = bit % (8 * len(raw))
+        raw[at // 8] ^= 1 << at % 8
+        return stream.tensors | {name: copy}
 
     return fault
 
 
-def swapped(tensors: Tensors, name: str) -> Tensors:
+def swapped(stream: Stream, name: str) -> Tensors:
     """With another of the same shape, as when a layer number is off."""
-    shape = tensors[name].shape
-    other = next((n for n, t in tensors.items() if n != name and t.shape == shape), name)
+    tensors, (dtype, shape) = stream.tensors, kind(stream.tensors[name])
+    alike = (n for n, t in tensors.items() if n != name and kind(t) == (dtype, shape))
+    other = next(alike, name)
     return tensors | {name: tensors[other], other: tensors[name]}
 
 
-def shard_transposed(tensors: Tensors, name: str) -> Tensors:
-    first, *rest = tensors[name].chunk(2)
-    return tensors | {name: torch.cat([first.t().reshape(first.shape), *rest])}
+def kind(tensor: torch.Tensor) -> tuple:
+    return tensor.dtype, tensor.shape
 
 
-def shards_in_wrong_order(tensors: Tensors, name: str) -> Tensors:
-    return tensors | {name: torch.cat(tensors[name].chunk(2)[::-1])}
+def shard_transposed(stream: Stream, name: str) -> Tensors:
+    first, *rest = stream.tensors[name].chunk(2)
+    if first.dim() < 2:
+        return stream.tensors
+    return stream.tensors | {name: torch.cat([first.t().reshape(first.shape), *rest])}
 
 
-def stale(tensors: Tensors, name: str) -> Tensors:
-    """What it was before the last update, which moved it by a little."""
-    return tensors | {name: (tensors[name].float() * 1.01 + 1e-3).to(tensors[name].dtype)}
+def shards_in_wrong_order(stream: Stream, name: str) -> Tensors:
+    sound = stream.tensors[name]
+    dim = 0 if sound.shape[0] > 1 else -1
+    return stream.tensors | {name: torch.cat(sound.chunk(2, dim)[::-1], dim)}
+
+
+def stale(stream: Stream, name: str) -> Tensors:
+    return stream.tensors | {name: stream.stale[name]}
 
 
 FAULTS = {
     "lowest bit": flipped(0),
-    "sign": flipped(15),
+    "sign": flipped(-1),
     "swapped": swapped,
     "shard transposed": shard_transposed,
     "shards in wrong order": shards_in_wrong_order,
@@ -71,47 +106,75 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def weights() -> Tensors:
-    return load_file(BASE_MODEL / "model.safetensors")
+@pytest.fixture(scope="module", params=FORMATS)
+def stream(request) -> Stream:
+    weights = load_file(BASE_MODEL / "model.safetensors")
+    if request.param != "none":  # two layers tell as much as four
+        weights = {
+            n: t for n, t in weights.items() if ".layers.2." not in n and ".layers.3." not in n
+        }
+    return Stream(weights, request.param)
 
 
-def spoilt(weights: Tensors, fault) -> dict[str, Tensors]:
+def spoilt(stream: Stream, fault) -> dict[str, Tensors]:
     """{tensor: all tensors, that one spoilt}, where the fault changes anything at all."""
     cases = {}
-    for name in weights:
-        if fault is shard_transposed and weights[name].dim() < 2:
-            continue
-        tensors = fault(weights, name)
-        if not torch.equal(tensors[name], weights[name]):
+    for name, sound in stream.tensors.items():
+        tensors = fault(stream, name)
+        if digest(tensors[name]) != digest(sound):
             cases[name] = tensors
     return cases
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_in_the_trainer(weights, kind):
-    base = InMemory(weights)
-    sound = {name: digest(tensor) for name, tensor in weights.items()}
-    check_against_checkpoint(sound, base, torch.bfloat16)
-    cases = spoilt(weights, FAULTS[kind])
-    assert len(cases) > len(weights) / 3
-    for name, tensors in cases.items():
-        sent = {name: digest(tensors[name])}
+def codes_and_scales(stream: Stream) -> set[str]:
+    """The names of all that stands for quantised weights."""
+    if stream.scheme is None:
+        return set()
+    shapes = {name: tuple(stream.weights[name].shape) for name in stream.scheme.groups}
+    return set(stream.scheme.stored_shapes(shapes))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_kind_of_tensor_can_be_spoilt(stream, fault):
+    cases = spoilt(stream, FAULTS[fault])
+    assert len(cases) > len(stream.tensors) / 4
+    if fault in ("lowest bit", "sign"):
+        assert cases.keys() == stream.tensors.keys()
+    elif fault in ("swapped", "stale", "shards in wrong order"):
+        for name in codes_and_scales(stream):
+            single = stream.tensors[name].numel() == 1 and fault == "shards in wrong order"
+            assert name in cases or name.endswith("_shape") or single
+
+
+def check_in_the_trainer(stream: Stream, sent: dict[str, str], of: Tensors) -> None:
+    base, dtype = InMemory(of), torch.bfloat16
+    if stream.scheme is None:
+        check_against_checkpoint(sent, base, dtype)
+    else:
+        check_codes_against_checkpoint(sent, base, torch.float32, dtype, stream.scheme)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_in_the_trainer(stream, fault):
+    sound = {name: digest(tensor) for name, tensor in stream.tensors.items()}
+    check_in_the_trainer(stream, sound, stream.weights)
+    for name, tensors in spoilt(stream, FAULTS[fault]).items():
+        base = {n: t for n, t in stream.weights.items() if name.startswith(n)}
         with pytest.raises(SyncError, match=f"tensor {name} "):
-            check_against_checkpoint(sound | sent, base, torch.bfloat16)
+            check_in_the_trainer(stream, {name: digest(tensors[name])}, base)
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_on_the_way(weights, kind):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_on_the_way(stream, fault):
     """The buffer holds something else than what was packed: smaller than the largest tensor."""
     buffer = SharedBuffer.create(4096)
-    for name, tensors in spoilt(weights, FAULTS[kind]).items():
-        sent = Digests()
-        for _ in sent.record(weights.items()):
-            pass
-        arrived = unpack(pack(tensors.items(), buffer), buffer)
-        received = {name: digest(tensor) for name, tensor in arrived}
-        touched = {n for n in weights if tensors[n] is not weights[n]}
+    sent = Digests()
+    for _ in sent.record(stream.tensors.items()):
+        pass
+    for name, tensors in spoilt(stream, FAULTS[fault]).items():
+        touched = {n: t for n, t in tensors.items() if t is not stream.tensors[n]}
+        arrived = unpack(pack(touched.items(), buffer), buffer)
+        received = sent.of | {name: digest(tensor) for name, tensor in arrived}
         assert name in touched
         with pytest.raises(SyncError) as caught:
             check_same_tensors(sent.of, received)
@@ -119,20 +182,20 @@ def test_on_the_way(weights, kind):
     buffer.close()
 
 
-@pytest.mark.parametrize("kind", ["missing", "renamed", "twice", "transposed"])
-def test_at_the_engine(weights, kind):
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name, tensor in weights.items():
-        if kind == "transposed" and (tensor.dim() < 2 or tensor.shape[0] == tensor.shape[1]):
+@pytest.mark.parametrize("fault", ["missing", "renamed", "twice", "transposed"])
+def test_at_the_engine(stream, fault):
+    tensors = stream.tensors
+    for name, tensor in tensors.items():
+        if fault == "transposed" and (tensor.dim() < 2 or tensor.shape[0] == tensor.shape[1]):
             continue
-        stream = {
-            "missing": [(n, t) for n, t in weights.items() if n != name],
-            "renamed": [(n + "_" if n == name else n, t) for n, t in weights.items()],
-            "twice": [*weights.items(), (name, tensor)],
-            "transposed": [(n, t.t() if n == name else t) for n, t in weights.items()],
-        }[kind]
+        came = {
+            "missing": [(n, t) for n, t in tensors.items() if n != name],
+            "renamed": [(n + "_" if n == name else n, t) for n, t in tensors.items()],
+            "twice": [*tensors.items(), (name, tensor)],
+            "transposed": [(n, t.t() if n == name else t) for n, t in tensors.items()],
+        }[fault]
         with pytest.raises(EngineError, match=f"tensor {name}"):
-            for _ in checked(stream, shapes, optional=frozenset()):
+            for _ in checked(came, stream.shapes, optional=frozenset()):
                 pass
 
 

@@ -1,0 +1,1 @@
+"""Quantisation of the export stream for rollouts: formats, which tensors, names, configuration."""
