@@ -47,7 +47,7 @@ def write_model(
     """A directory of the stream's tensors with the source's config.json, changed to `dtype` and
     by `config`, and its tokenizer and generation config."""
     hf = read_hf_config(source_dir) | config
-    out_dir.mkdir(parents=True)
+    out_dir.mkdir(parents=True, exist_ok=True)
     for path in source_dir.iterdir():
         if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
             shutil.copy(path, out_dir / path.name)
