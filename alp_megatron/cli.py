@@ -77,6 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--seed", type=int, default=0, help="of the noise")
     score.add_argument("--step", type=int, default=0, help="of the noise")
 
+    mismatch = command("mismatch", _mismatch, "trainer against rollout engine, at equal weights")
+    mismatch.add_argument("config", help="YAML file")
+    mismatch.add_argument("overrides", **overrides)
+    mismatch.add_argument(
+        "--tokens",
+        help='JSONL of {"sample_id", "input_ids", "prompt_length"}; else sampled',
+    )
+    mismatch.add_argument("--quantizations", help="some of them, separated by commas; all else")
+    mismatch.add_argument("--out", required=True, help="Markdown file to make")
+
+    quantize = command("quantize", _quantize, "make a quantised checkpoint for vLLM with ModelOpt")
+    quantize.add_argument("--hf", required=True, help="Hugging Face model directory")
+    quantize.add_argument("--out", required=True, help="directory to make")
+    quantize.add_argument("--format", default="fp8", help="fp8 (the default) or fp8_block")
+
     report = command("report", _report, "make a run's figures and report.html")
     report.add_argument("run_dir", nargs="+")
 
@@ -139,6 +154,21 @@ def _score(arguments) -> int:
     from alp_megatron.commands.score import score
 
     return score(arguments)
+
+
+def _mismatch(arguments) -> int:
+    from alp_megatron.commands.mismatch import mismatch
+
+    return mismatch(arguments)
+
+
+def _quantize(arguments) -> int:
+    from pathlib import Path
+
+    from conversion.quantize import quantize
+
+    quantize(Path(arguments.hf), Path(arguments.out), arguments.format)
+    return 0
 
 
 def _report(arguments) -> int:

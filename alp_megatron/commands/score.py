@@ -30,13 +30,17 @@ def score(arguments: Namespace) -> int:
     out = Path(arguments.out)
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its directory does not exist; make it first.")
+    key = [str(arguments.seed), str(arguments.step)] if arguments.perturb else []
+    return launch_scoring(config, arguments.tokens, out, *key)
+
+
+def launch_scoring(config: Config, tokens: str | Path, out: Path, *key: str) -> int:
+    """Start the processes; `key` is the noise's seed and step, if any. Returns the exit code."""
     with tempfile.TemporaryDirectory() as directory:
         config_path = Path(directory) / "config.yaml"
         config_path.write_text(resolved_yaml(config))
-        key = [str(arguments.seed), str(arguments.step)] if arguments.perturb else []
-        return launch(
-            __name__, [str(config_path), arguments.tokens, arguments.out, *key], world_size(config)
-        )
+        arguments = [str(config_path), str(tokens), str(out), *key]
+        return launch(__name__, arguments, world_size(config))
 
 
 def read_token_lines(path: Path, vocab_size: int) -> list[dict]:

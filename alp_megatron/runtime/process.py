@@ -31,6 +31,7 @@ def run_process(config: Config, job, *arguments) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
     enable_cpu_megatron()
     from alp_megatron.runtime.process_groups import join, leave
 

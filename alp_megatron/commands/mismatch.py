@@ -1,0 +1,200 @@
+"""`alp-megatron mismatch`: trainer dtypes against rollout quantisations, at equal weights."""
+
+import json
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from alp_megatron.commands.score import launch_scoring, read_token_lines
+from alp_megatron.config.load import load_config
+from alp_megatron.config.schema import Config, RolloutConfig
+from alp_megatron.config.validate import validate
+from alp_megatron.diagnostics.mismatch_document import write_document
+from alp_megatron.diagnostics.mismatch_matrix import compare, text_table
+from alp_megatron.errors import RunError, UserError
+from alp_megatron.weights.quantize.scheme import UNQUANTIZED, Scheme, rollout_scheme
+
+TRAINER_DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS: tuple[str, ...] = get_args(RolloutConfig.model_fields["quantization"].annotation)
+_STEP = 0  # the training step whose prompts are sampled
+
+
+class _TrainerFailed(Exception):
+    """The trainer's processes ended with this exit code and have said why."""
+
+
+def mismatch(arguments: Namespace) -> int:
+    """Print the matrix; write OUT (Markdown), and beside it the figures (.json) and the tokens
+    (.tokens.jsonl). Nothing is written before all pairs are through.
+
+    Engines and trainers run one after another: memory holds one of them at a time.
+    """
+    config = load_config(arguments.config, arguments.overrides)
+    shape = validate(config, for_training=arguments.tokens is None)
+    schemes = _schemes(config, _chosen(arguments.quantizations))
+    out = Path(arguments.out)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its directory does not exist; make it first.")
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        if arguments.tokens is None:
+            records = _sample(config, scratch)
+        else:
+            records = _read(Path(arguments.tokens), shape.vocab_size)
+        tokens = scratch / "tokens.jsonl"
+        tokens.write_text("".join(json.dumps(record) + "\n" for record in records))
+        rollouts = {q: _rollout(config, q, s, records, scratch) for q, s in schemes.items()}
+        try:
+            trainers = {d: _trainer(config, d, records, tokens) for d in TRAINER_DTYPES}
+        except _TrainerFailed as failure:
+            return failure.args[0]
+        rows = compare(trainers, rollouts)
+        write_document(out, config, tokens, _coverage(schemes), rows)
+    print(text_table(rows))
+    return 0
+
+
+def _chosen(text: str | None) -> tuple[str, ...]:
+    names = QUANTIZATIONS if text is None else tuple(text.split(","))
+    for name in names:
+        if name not in QUANTIZATIONS:
+            raise UserError(
+                f"--quantizations names {name!r}: use some of {', '.join(QUANTIZATIONS)}."
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _schemes(config: Config, quantizations: tuple[str, ...]) -> dict[str, Scheme | None | str]:
+    """Each quantisation's scheme, or the sentence that says why the model has none.
+
+    int8 holds any linear layer: what it refuses is a mistake of the user's.
+    """
+    rollout_scheme(_with_quantization(config, "int8"))
+    found: dict[str, Scheme | None | str] = {}
+    for quantization in quantizations:
+        try:
+            found[quantization] = rollout_scheme(_with_quantization(config, quantization))
+        except UserError as error:
+            found[quantization] = str(error)
+    return found
+
+
+def _coverage(schemes: Mapping[str, Scheme | None | str]) -> dict[str, str]:
+    """Of each quantised rollout, how many of the decoder's linear weights are in codes."""
+    return {
+        name: f"{len(scheme.groups)} of {len(scheme.groups) + len(scheme.unfit)}"
+        for name, scheme in schemes.items()
+        if isinstance(scheme, Scheme)
+    }
+
+
+def _with_quantization(config: Config, quantization: str) -> Config:
+    own = config.model_copy(deep=True)
+    own.rollout.quantization = quantization
+    return own
+
+
+def _read(path: Path, vocab_size: int) -> list[dict]:
+    records = read_token_lines(path, vocab_size)
+    for record in records:
+        length = record.setdefault("prompt_length", 1)
+        if type(length) is not int or not 1 <= length < len(record["input_ids"]):
+            raise UserError(
+                f"{path}: prompt_length of sample {record['sample_id']} must be from 1 to the "
+                "number of its input_ids less 1."
+            )
+    return records
+
+
+def _sample(config: Config, scratch: Path) -> list[dict]:
+    """The responses of the unquantised engine to the task's first training prompts."""
+    from alp_megatron.model.hf_files import read_hf_config
+    from alp_megatron.tasks.task import build_task
+    from alp_megatron.trainer.driver import Driver, stop_tokens
+
+    _say("sampling")
+    task = build_task(config)
+    stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
+    with _engine(config, UNQUANTIZED, scratch) as engine:
+        trajectories = Driver(config, engine, task, stops).rollout(_STEP)
+    return [
+        {
+            "sample_id": t.sample_id,
+            "input_ids": t.prompt_ids + t.response_ids,
+            "prompt_length": len(t.prompt_ids),
+        }
+        for t in trajectories
+    ]
+
+
+def _engine(config: Config, quantization: str, scratch: Path):
+    from alp_megatron.rollout.settings import engine_settings
+    from alp_megatron.rollout.vllm_engine import VllmEngine
+    from alp_megatron.runtime.device import device_type
+
+    own = _with_quantization(config, quantization)
+    settings = engine_settings(own, device_type(config.runtime.device))
+    return VllmEngine(settings, scratch / f"vllm-{quantization}.log")
+
+
+def _rollout(
+    config: Config,
+    quantization: str,
+    scheme: Scheme | None | str,
+    records: list[dict],
+    scratch: Path,
+) -> np.ndarray | str:
+    """The engine's log-probabilities [t] of the predicted tokens, or why there are none."""
+    if isinstance(scheme, str):
+        return scheme
+    _say(f"rollout {quantization}")
+    try:
+        with _engine(config, quantization, scratch) as engine:
+            if scheme is not None:  # else the engine has loaded the weights itself
+                _send_weights(config, scheme, engine)
+            scores = engine.score([record["input_ids"] for record in records])
+    except RunError as error:
+        return "did not run: " + str(error).partition("\n")[0]
+    flat = _predicted(records, scores)
+    return flat if np.isfinite(flat).all() else "gave log-probabilities that are not finite"
+
+
+def _send_weights(config: Config, scheme: Scheme, engine) -> None:
+    import torch
+
+    from alp_megatron.weights.quantize.stream import quantized
+    from conversion.hf_tensors import HfTensors
+
+    tensors, dtype = HfTensors(Path(config.model.path)), getattr(torch, config.rollout.dtype)
+    weights = ((name, tensors.rows(name).to(dtype)) for name in tensors.names())
+    engine.update_weights(quantized(weights, scheme), version=0)
+
+
+def _trainer(config: Config, dtype: str, records: list[dict], tokens: Path) -> np.ndarray:
+    """The trainer's log-probabilities [t] in its own layout, with parameters of `dtype`."""
+    _say(f"trainer {dtype}")
+    own = config.model_copy(deep=True)
+    own.model.params_dtype = dtype
+    own.rollout.temperature = 1.0  # that of the engine's scores
+    out = tokens.with_name(f"{dtype}.jsonl")
+    code = launch_scoring(own, tokens, out)
+    if code:
+        raise _TrainerFailed(code)
+    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    by_id = {record["sample_id"]: record["logprobs"] for record in scored}
+    return _predicted(records, (by_id[record["sample_id"]] for record in records))
+
+
+def _predicted(records: list[dict], scores: Iterable[list[float]]) -> np.ndarray:
+    """Of scores that begin at each sequence's second token, those after its prompt, in one row."""
+    rows = zip(records, scores, strict=True)
+    return np.array([x for record, row in rows for x in row[record["prompt_length"] - 1 :]])
+
+
+def _say(text: str) -> None:
+    print(f"mismatch: {text}", file=sys.stderr, flush=True)
