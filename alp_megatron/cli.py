@@ -120,9 +120,11 @@ def _add_conversions(directions, overrides: dict) -> None:
         direction.add_argument("--workers", type=int, help="processes; the cores, at most 8")
         direction.add_argument(
             "--verify",
+            nargs="?",
             choices=("auto", "full", "off"),
+            const="full",
             default="auto",
-            help="compare all tensors and the logits; auto: some tensors of a model over 1 B",
+            help="compare all tensors and the log-probabilities; auto: less of a large model",
         )
 
 

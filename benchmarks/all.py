@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alp_megatron.config.machine import cpu_model, installed_version
 from alp_megatron.diagnostics.files import write_atomic
+from benchmarks.conversion import conversion
 from benchmarks.noise_kernels import noise_kernels
 from benchmarks.rollout_throughput import rollout_throughput
 from benchmarks.row import Row, table
@@ -34,6 +35,7 @@ def measure() -> list[Row]:
             *trainer_throughput(workers),
             *rows,
             *weight_sync(workers),
+            *conversion(),
         ]
     finally:
         workers.close()

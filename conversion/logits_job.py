@@ -1,6 +1,7 @@
 """What the processes of a layout do to verify logits: Megatron's model against transformers'."""
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def random_sequences(model_dir: str) -> list[list[int]]:
 
 
 if __name__ == "__main__":
+    # Transformer Engine's fp32 products are TF32 otherwise; cuBLAS reads it when it is loaded.
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     from alp_megatron.runtime.process import run_process
 
     sys.exit(run_process(load_config(sys.argv[1]), largest_difference, *sys.argv[2:]))

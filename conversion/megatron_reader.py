@@ -15,10 +15,12 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from alp_megatron.errors import UserError
 from alp_megatron.weights.layouts import split
+from alp_megatron.weights.mapping import PRIVATE_SUFFIX
 from conversion.boxes import BY_ROWS, Box, hf_rows, overlap
 from conversion.hf_tensors import check_finite
 from conversion.parameters import Parameter
 
+_OF_MODEL = ("embedding.", "decoder.", "output_layer.")  # others are the optimizer's
 _OF_LAYERS = "decoder.layers."
 _OF_EXPERTS = ".experts.experts."
 
@@ -67,7 +69,11 @@ class MegatronTensors:
         return places
 
     def check(self, parameters: list[Parameter]) -> None:
-        """Every parameter is there, in its shape, and every file has the bytes it should have."""
+        """Every parameter is there, in its shape, and every file has the bytes it should have.
+
+        Raises UserError too where a weight would be lost.
+        """
+        self._check_nothing_is_lost(parameters)
         needed: dict[str, int] = {}
         for parameter in parameters:
             stored = tuple(self._stored[self._key(parameter)].size)
@@ -95,6 +101,15 @@ class MegatronTensors:
             if found < size:
                 raise UserError(
                     f"{path} is cut short at {found} of {size} bytes: copy the checkpoint again."
+                )
+
+    def _check_nothing_is_lost(self, parameters: list[Parameter]) -> None:
+        known = {key for parameter in parameters for key in parameter.keys}
+        for key in self._stored:
+            if key.startswith(_OF_MODEL) and key not in known and not key.endswith(PRIVATE_SUFFIX):
+                raise UserError(
+                    f"{self.state_dir} has a tensor {key}, for which config.json has no place: "
+                    "give the config.json of this model."
                 )
 
     def dtype(self, parameter: Parameter) -> torch.dtype:

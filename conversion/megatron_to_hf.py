@@ -1,6 +1,9 @@
-"""`alp-megatron convert megatron-to-hf` as a script.
+"""Megatron checkpoint -> Hugging Face directory; `alp-megatron convert megatron-to-hf` as a script.
 
-python conversion/megatron_to_hf.py --help
+python conversion/megatron_to_hf.py --megatron DIR --out DIR
+
+DIR is what hf_to_megatron made, a `checkpoints/step_N` of a run, or any distributed checkpoint of
+the format `torch_dist` whose config.json is named with --hf, written in whatever layout.
 """
 
 import os

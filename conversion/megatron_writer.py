@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from alp_megatron.config.model_shape import ModelShape
-from alp_megatron.diagnostics.files import write_atomic
 from conversion.boxes import Box, cuts
 from conversion.hf_tensors import HfTensors, MergedParameters
 from conversion.parameters import Parameter
+from conversion.workers import batches
 
 # A piece is a file. torch's writer keeps a file's tensors until it is written.
 PIECE_BYTES = 64 * 2**20
@@ -45,21 +45,12 @@ def pieces_of(
     parameters: list[Parameter], extra_states: list[str], tensors: HfTensors
 ) -> list[Piece]:
     """Parameters in order, as many in a piece as PIECE_BYTES hold, and at least one."""
-    held, pieces, size = [], [], 0
 
-    def close() -> None:
-        if held:
-            pieces.append(Piece(len(pieces), tuple(held), (), size))
-            held.clear()
+    def nbytes(parameter: Parameter) -> int:
+        return prod(parameter.shape) * _dtype(parameter, tensors).itemsize
 
-    for parameter in parameters:
-        nbytes = prod(parameter.shape) * _dtype(parameter, tensors).itemsize
-        if size + nbytes > PIECE_BYTES:
-            close()
-            size = 0
-        held.append(parameter)
-        size += nbytes
-    close()
+    groups = batches(parameters, nbytes, PIECE_BYTES)
+    pieces = [Piece(i, tuple(held), (), sum(map(nbytes, held))) for i, held in enumerate(groups)]
     return [*pieces, Piece(len(pieces), (), tuple(extra_states), 0)]
 
 
@@ -94,7 +85,9 @@ class MegatronWriter:
             planner = _Planner(MergedParameters(tensors, self.query_groups))
             plan = self._plan(piece, tensors, planner)
             results = self._writer(piece).write_data(plan, planner).value()
-            write_atomic(done, pickle.dumps(results))
+            temporary = done.with_suffix(".tmp")
+            temporary.write_bytes(pickle.dumps(results))
+            temporary.rename(done)
         return piece.nbytes
 
     def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:
@@ -103,7 +96,7 @@ class MegatronWriter:
         plans = [self._plan(piece, tensors, planner) for piece in pieces]
         _, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
         results = [pickle.loads(self._done(piece).read_bytes()) for piece in pieces]
-        FileSystemWriter(self.state_dir).finish(metadata, results)
+        _FileWriter(self.state_dir).finish(metadata, results)
         torch.save(
             _common(shape, self.tensor_parallel, pipeline_parallel), self.state_dir / "common.pt"
         )
@@ -116,9 +109,9 @@ class MegatronWriter:
     def _done(self, piece: Piece) -> Path:
         return self.state_dir / f".piece_{piece.number}"
 
-    def _writer(self, piece: Piece) -> FileSystemWriter:
+    def _writer(self, piece: Piece) -> "_FileWriter":
         # No copy-ahead from a GPU: the tensors come from files.
-        writer = FileSystemWriter(self.state_dir, per_thread_copy_ahead=0)
+        writer = _FileWriter(self.state_dir, per_thread_copy_ahead=0)
         writer.set_up_storage_writer(False, rank=piece.number, use_collectives=False)
         return writer
 
@@ -132,6 +125,13 @@ class MegatronWriter:
                 for box in cuts(parameter, self.tensor_parallel, max_rows):
                     items.append(planner.add(key, parameter, box, dtype))
         return self._writer(piece).prepare_local_plan(SavePlan(items))
+
+
+class _FileWriter(FileSystemWriter):
+    """Without the writing's own path and random number: the same model gives the same bytes."""
+
+    def storage_meta(self) -> None:
+        return None
 
 
 class _Planner(DefaultSavePlanner):

@@ -80,6 +80,7 @@ def _resume_or_start(partial: Path, job: dict) -> None:
     mark = partial / _JOB
     text = json.dumps(job, sort_keys=True)
     if mark.is_file() and mark.read_text() == text:
+        print(f"going on with what an earlier attempt left in {partial}", flush=True)
         return
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,13 +11,15 @@ from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.model.hf_files import read_hf_config
-from conversion.hf_shards import Shard, shards_of, write_index, write_shard
+from conversion.hf_shards import Shard, shards_of, write_index
 from conversion.megatron_reader import MegatronTensors
 from conversion.output import fingerprint, keep_model_files, whole_or_absent
 from conversion.parameters import Parameter, parameters_of
 from conversion.to_megatron import SOURCE_DTYPES
 from conversion.verify import Verification
-from conversion.workers import Progress, run_tasks
+from conversion.workers import Progress, batches, run_tasks
+
+TASK_ELEMENTS = 2**25  # written by one process before it takes more
 
 
 def megatron_to_hf(
@@ -55,38 +58,58 @@ def megatron_to_hf(
     nbytes = sum(shard.nbytes for shard in shards)
     files = [state_dir / ".metadata", *sorted(state_dir.glob("*.distcp")), hf_dir / "config.json"]
     job = {"source": fingerprint(files), "shard_bytes": shard_bytes}
-    verification = Verification(verify, shape, parameters)
+    verification = Verification(verify, config, shape, parameters)
     with whole_or_absent(out, job, nbytes) as partial_dir:
         progress = Progress("converted", nbytes)
         writer = HfWriter(state_dir, partial_dir, shape.num_key_value_heads, shape.head_dim)
-        run_tasks(writer.write, shards, workers, progress)
+        _write_shards(writer, shards, workers, progress)
         write_index(partial_dir, shards)
         keep_model_files(hf_dir, partial_dir)
         (partial_dir / SOURCE_DTYPES).unlink(missing_ok=True)
         progress.finish()
         verification.tensors(partial_dir, state_dir, workers)
-        verification.logprobs(partial_dir, state_dir, config)
+        verification.logprobs(partial_dir, state_dir)
 
 
 @dataclass(frozen=True)
 class HfWriter:
-    """What every process needs to write its shards."""
+    """What every process needs to write its parameters."""
 
     state_dir: Path
     out: Path
     query_groups: int
     head_dim: int
 
-    def write(self, shard: Shard) -> int:
-        """Write a shard unless it is there from an earlier attempt. Returns its bytes."""
-        if not (self.out / shard.file_name).exists():
+    def write(self, task: tuple[Shard, list[Parameter]]) -> int:
+        """Write some parameters of a shard unless an earlier attempt did. Returns their bytes."""
+        shard, parameters = task
+        done = self.done_mark(parameters)
+        if not shard.is_whole(self.out) and not done.exists():
             tensors = MegatronTensors(self.state_dir)
-            write_shard(self.out, shard, self._parts(tensors, shard))
-        return shard.nbytes
+            shard.write(self.out, self._parts(tensors, parameters))
+            done.touch()
+        names = [name for parameter in parameters for name in parameter.hf_names]
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in map(shard.tensors.get, names))
 
-    def _parts(self, tensors: MegatronTensors, shard: Shard):
-        for parameter in shard.parameters:
+    def _parts(self, tensors: MegatronTensors, parameters: list[Parameter]):
+        for parameter in parameters:
             yield from tensors.hf_parts(parameter, self.query_groups, self.head_dim)
+
+    def done_mark(self, parameters: list[Parameter]) -> Path:
+        return self.out / f".done_{parameters[0].name}"
+
+
+def _write_shards(writer: HfWriter, shards: list[Shard], workers: int, progress: Progress) -> None:
+    tasks = []
+    for shard in shards:
+        shard.create(writer.out)
+        groups = batches(shard.parameters, lambda p: prod(p.shape), TASK_ELEMENTS)
+        tasks += [(shard, group) for group in groups]
+    run_tasks(writer.write, tasks, workers, progress)
+    for shard in shards:
+        shard.finish(writer.out)
+    for _, parameters in tasks:
+        writer.done_mark(parameters).unlink(missing_ok=True)
 
 
 def find_model(megatron_dir: Path, wanted: str | None) -> Path:

@@ -43,7 +43,7 @@ def hf_to_megatron(
         "source": fingerprint([model_dir / "config.json", *weight_files(model_dir)]),
         "tensor_parallel": layout.tensor_model_parallel_size,
     }
-    verification = Verification(verify, shape, parameters)
+    verification = Verification(verify, config, shape, parameters)
     with whole_or_absent(out, job, nbytes) as partial_dir:
         state_dir = partial_dir / "state"
         state_dir.mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ def hf_to_megatron(
         _keep_dtypes(tensors, shape, partial_dir)
         progress.finish()
         verification.tensors(model_dir, state_dir, workers)
-        verification.logprobs(model_dir, state_dir, config)
+        verification.logprobs(model_dir, state_dir)
 
 
 def _keep_dtypes(tensors: HfTensors, shape: ModelShape, out: Path) -> None:

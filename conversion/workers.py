@@ -8,14 +8,30 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 import torch
 
 from alp_megatron.errors import RunError
 from alp_megatron.runtime.lifetime import die_with_parent
 
+T = TypeVar("T")
 
-def run_tasks(task: Callable, items: Iterable, workers: int, progress: "Progress") -> list:
+
+def batches(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> list[list[T]]:
+    """The items in order, as many together as `limit` holds, and at least one."""
+    found: list[list[T]] = []
+    size = 0
+    for item in items:
+        if not found or size + size_of(item) > limit:
+            found.append([])
+            size = 0
+        found[-1].append(item)
+        size += size_of(item)
+    return found
+
+
+def run_tasks(task: Callable, items: Iterable, workers: int, progress: "Progress") -> None:
     """`task(item)` of every item, over `workers` processes (in this one if it is 1).
 
     `task` returns how many bytes it did. The first exception ends the others' work and is raised.

@@ -52,7 +52,11 @@ def _config(model_dir: str, overrides: list[str]) -> Config:
     return config
 
 
+def default_workers() -> int:
+    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+
+
 def _workers(wanted: int | None) -> int:
     if wanted is not None and wanted < 1:
         raise UserError(f"--workers {wanted} must be 1 or more.")
-    return wanted or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    return wanted or default_workers()
