@@ -117,7 +117,7 @@ def _add_conversions(directions, overrides: dict) -> None:
 
     for direction in (to_megatron, to_hf):
         direction.add_argument("--out", required=True, help="directory to make")
-        direction.add_argument("--workers", type=int, help="processes; the cores, at most 8")
+        direction.add_argument("--workers", type=int, help="processes; the cores, at most 4")
         direction.add_argument(
             "--verify",
             nargs="?",

@@ -27,8 +27,10 @@ from conversion.hf_tensors import HfTensors, MergedParameters
 from conversion.parameters import Parameter
 from conversion.workers import batches
 
-# A piece is a file. torch's writer keeps a file's tensors until it is written.
-PIECE_BYTES = 64 * 2**20
+# A piece is a file, and torch's writer keeps a file's tensors until it is written: so a piece is
+# small, but no model makes many more than MAX_PIECES files.
+PIECE_BYTES = 16 * 2**20
+MAX_PIECES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class Piece:
 def pieces_of(
     parameters: list[Parameter], extra_states: list[str], tensors: HfTensors
 ) -> list[Piece]:
-    """Parameters in order, as many in a piece as PIECE_BYTES hold, and at least one."""
+    """Parameters in order, dealt to pieces of one parameter or more."""
 
     def nbytes(parameter: Parameter) -> int:
         return prod(parameter.shape) * _dtype(parameter, tensors).itemsize
 
-    groups = batches(parameters, nbytes, PIECE_BYTES)
+    limit = max(PIECE_BYTES, sum(map(nbytes, parameters)) // MAX_PIECES)
+    groups = batches(parameters, nbytes, limit)
     pieces = [Piece(i, tuple(held), (), sum(map(nbytes, held))) for i, held in enumerate(groups)]
     return [*pieces, Piece(len(pieces), (), tuple(extra_states), 0)]
 

@@ -10,7 +10,7 @@ from alp_megatron.config.schema import Config
 from alp_megatron.config.validate import check_layout
 from alp_megatron.errors import UserError
 
-_MAX_WORKERS = 8
+_MAX_WORKERS = 4  # each takes memory, and the disk is soon the slower part
 
 
 def to_megatron(arguments: Namespace) -> int:

@@ -50,8 +50,8 @@ def make_large_model(directory: Path) -> Path:
 def run_measured(out: Path, *arguments) -> tuple[int, int]:
     """`alp-megatron convert ARGUMENTS --out OUT` and its memory in bytes, (at start, at peak).
 
-    The memory of all its processes, shared pages counted once; the start is when all modules are
-    imported and the first file is about to be made.
+    The memory of all its processes; the start is when all modules are imported and the first file
+    is about to be made.
     """
     command = [sys.executable, "-m", "alp_megatron.cli", "convert", *map(str, arguments)]
     process = subprocess.Popen(
@@ -70,11 +70,14 @@ def run_measured(out: Path, *arguments) -> tuple[int, int]:
 
 
 def _memory(pid: int) -> int:
-    total = 0
+    """All that the first process has, and what is each of the others' alone.
+
+    They were forked from the first, so what they share is counted there; shares of pages (PSS)
+    would be counted twice while a fork changes them.
+    """
     try:
         root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            total += process.memory_full_info().pss
+        children = root.children(recursive=True)
+        return root.memory_info().rss + sum(c.memory_full_info().uss for c in children)
     except psutil.Error:  # one ended just now
         return 0
-    return total

@@ -10,7 +10,7 @@ def test_memory_of_a_large_conversion(tmp_path):
         (megatron, "hf-to-megatron", "--hf", model, "model.tensor_model_parallel_size=2"),
         (hf, "megatron-to-hf", "--megatron", megatron),
     ):
-        start, peak = run_measured(out, *arguments, "--workers", 2)
+        start, peak = run_measured(out, *arguments)
         print(f"{arguments[0]}: {start / 1e6:.0f} MB at the start, {peak / 1e6:.0f} MB at most")
         assert 0 < start < peak < start + MEMORY_LIMIT
     assert (hf / "model.safetensors").stat().st_size > 1e9
