@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -65,8 +65,22 @@ async def healthy(session: aiohttp.ClientSession, url: str) -> bool:
 
 async def until_unhealthy(session: aiohttp.ClientSession, url: str) -> None:
     """Also when the server hangs, with its connections open."""
+    await asyncio.sleep(HEALTH_INTERVAL)
     while await healthy(session, url):
         await asyncio.sleep(HEALTH_INTERVAL)
+
+
+async def watched(session: aiohttp.ClientSession, url: str, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns. Raises ServerLost where the server hangs meanwhile."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(until_unhealthy(session, url))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise ServerLost(f"{url}: it does not answer its health check")
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def until_healthy(

@@ -2,11 +2,10 @@
 
 import asyncio
 import hashlib
-import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 from torch import Tensor
 
 from alp_megatron.errors import UserError
@@ -16,18 +15,10 @@ from alp_megatron.rollout.requests import (
     sampling_parameters,
     scoring_parameters,
 )
-from alp_megatron.rollout.server_check import check_reachable, check_server
-from alp_megatron.rollout.server_client import (
-    ServerLost,
-    healthy,
-    new_session,
-    post,
-    until_healthy,
-    until_unhealthy,
-    weight_label,
-)
+from alp_megatron.rollout.server_client import ServerLost, new_session, post, until_unhealthy
 from alp_megatron.rollout.server_identity import identity
 from alp_megatron.rollout.server_launch import ServerProcess
+from alp_megatron.rollout.server_pool import FIRST_LABEL, Server, ServerPool
 from alp_megatron.rollout.server_routing import route
 from alp_megatron.rollout.server_update import HttpReceivers, update_servers
 from alp_megatron.rollout.settings import EngineSettings
@@ -35,29 +26,6 @@ from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 from alp_megatron.weights.transport.protocol import Transport
 
 SEQUENCES_IN_FLIGHT = 256  # of one server: what vLLM computes together
-_FIRST_LABEL = "default"  # vLLM's, for the weights that it loaded at its start
-
-
-@dataclass
-class Server:
-    """One server.
-
-    Attributes:
-        process: where it is a child of this process; else it was started elsewhere.
-        ready: it has answered as a server of this run's model.
-        connected: the transport can send it weights.
-    """
-
-    url: str
-    process: ServerProcess | None = None
-    ready: bool = False
-    connected: bool = False
-    serving: bool = False
-    in_flight: int = 0
-
-    @property
-    def ended(self) -> bool:
-        return self.process is not None and self.process.returncode is not None
 
 
 class ServerEngine:
@@ -70,9 +38,8 @@ class ServerEngine:
     depends on which server is free.
 
     Args:
-        start: starts the process of server `index`; see ServerProcess.
-        count: servers to start, where `urls` is empty.
-        urls: servers that were started elsewhere.
+        transport_name: the one in vllm_receivers.RECEIVERS that belongs to `transport`.
+        start, count, urls: see ServerPool.
     """
 
     def __init__(
@@ -85,25 +52,26 @@ class ServerEngine:
         urls: list[str],
     ):
         self._max_model_len = settings.max_model_len
-        self._identity = identity(settings, transport_name)
         self._transport = transport
-        self._start = start
-        self._label = _FIRST_LABEL
+        self._label = FIRST_LABEL
         self._version = 0
         # A quantised server starts with random weights, see vllm_arguments.
         self._whole = settings.quantization == UNQUANTIZED
         self._started = False
         self._runner = asyncio.Runner()
         self._session = self._run(_session())
-        processes = [] if urls else [start(index) for index in range(count)]
-        self.servers = [Server(process.url, process) for process in processes]
-        self.servers += [Server(url.rstrip("/")) for url in urls]
+        ours = identity(settings, transport_name)
+        self._pool = ServerPool(self._session, ours, start, count, urls)
+
+    @property
+    def servers(self) -> list[Server]:
+        return self._pool.servers
 
     def wait_ready(self) -> None:
         if self._started:
             return
         try:
-            self._run(self._join_all(wait=True))
+            self._run(self._pool.join_all(self._label, wait=True))
         except (EngineError, UserError):
             self.close()
             raise
@@ -139,13 +107,13 @@ class ServerEngine:
         self, tensors: Iterable[tuple[str, Tensor]], version: int, digests: bool = False
     ) -> dict[str, str]:
         self.wait_ready()
-        self._run(self._join_all(wait=False))
+        self._run(self._pool.join_all(self._label, wait=False))
         self._whole = False
         receivers = HttpReceivers(
-            [server for server in self.servers if server.ready],
+            self._pool.ready,
             self._session,
             self._run,
-            self._lost,
+            self._pool.lost,
             self._transport.collective,
         )
         if not all(server.connected for server in receivers.servers):
@@ -161,12 +129,7 @@ class ServerEngine:
 
     def close(self) -> None:
         """Ends the processes that it started; servers that were started elsewhere go on."""
-        for server in self.servers:
-            if server.process:
-                server.process.terminate()
-        for server in self.servers:
-            if server.process:
-                server.process.close()
+        self._pool.close()
         if not self._session.closed:
             self._run(self._session.close())
             self._runner.close()
@@ -194,7 +157,7 @@ class ServerEngine:
         async def until_dead(server: Server) -> None:
             await until_unhealthy(self._session, server.url)
 
-        work = route(requests, self.servers, ask, until_dead, self._lost, most_in_flight)
+        work = route(requests, self.servers, ask, until_dead, self._pool.lost, most_in_flight)
         try:
             return self._run(work)
         except ServerLost as error:
@@ -214,44 +177,6 @@ class ServerEngine:
             policy_version=self._version,
         )
 
-    def _lost(self, server: Server, why: str) -> None:
-        """Has a process of its own started again; it joins at the next update."""
-        server.ready = server.connected = server.serving = False
-        print(f"warning: rollout server {server.url} is lost: {why}", file=sys.stderr, flush=True)
-        if server.process:
-            server.process.kill()
-            server.process = self._start(self.servers.index(server))
-            server.url = server.process.url
-
-    async def _join_all(self, wait: bool) -> None:
-        """Lets servers take part that are ready now; `wait` for all of them, at the start.
-
-        Raises UserError if one is not a server of this run, or cannot be reached at the start,
-        and EngineError if a process of its own cannot start.
-        """
-        await asyncio.gather(*(self._join(s, wait) for s in self.servers if not s.ready))
-        if not any(server.ready for server in self.servers):
-            raise EngineDied("no rollout server is left")
-
-    async def _join(self, server: Server, wait: bool) -> None:
-        if wait and server.process:
-            await until_healthy(self._session, server.url, lambda: server.ended)
-        if server.ended:
-            if wait:
-                raise EngineError(server.process.how_it_ended())
-            self._lost(server, server.process.how_it_ended())
-            return
-        if wait:
-            await check_reachable(self._session, server.url, self._identity)
-        elif not await healthy(self._session, server.url):
-            return
-        try:
-            await check_server(self._session, server.url, self._identity)
-            server.serving = await weight_label(self._session, server.url) == self._label
-        except ServerLost:
-            return
-        server.ready = True
-
 
 def _agreed(received: list[dict[str, str]]) -> dict[str, str]:
     """Every server's digests. Raises EngineError naming a tensor of which they differ."""
@@ -268,5 +193,5 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:7])
 
 
-async def _session():
+async def _session() -> aiohttp.ClientSession:
     return new_session()

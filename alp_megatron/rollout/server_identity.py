@@ -27,7 +27,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     """What a server has that the run does not want, in words."""
     if theirs.get("tensors") != ours["tensors"]:
         return f"serves the model {theirs.get('model')}, but the run's is {ours['model']}"
-    for key in ours.keys() - {"model", "tensors"}:
-        if theirs.get(key) != ours[key]:
-            return f"was started with {key}={theirs.get(key)}, but the run has {ours[key]}"
+    for key, value in ours.items():
+        if key.startswith("rollout.") and theirs.get(key) != value:
+            return f"was started with {key}={theirs.get(key)}, but the run has {value}"
     return None

@@ -50,6 +50,14 @@ def arguments(transport: str):
     return parsed
 
 
+def _temporary_directory() -> str:
+    """Not one with a long name: vLLM's sockets are called DIRECTORY/alp-vllm-12345678/UUID, in 107
+    bytes at most.
+    """
+    directory = tempfile.gettempdir()
+    return directory if len(directory.encode()) <= 50 else "/tmp"
+
+
 async def serve(listener: socket.socket, transport: str) -> None:
     from vllm.entrypoints.launchers.api_server.entry import (
         build_and_serve,
@@ -59,7 +67,7 @@ async def serve(listener: socket.socket, transport: str) -> None:
 
     # vLLM's sockets and rendezvous files would outlive an abrupt end: they get a directory of
     # their own, which can go once both ends have them open.
-    scratch = tempfile.mkdtemp(prefix="alp-vllm-")
+    scratch = tempfile.mkdtemp(prefix="alp-vllm-", dir=_temporary_directory())
     os.environ["TMPDIR"] = os.environ["VLLM_RPC_BASE_PATH"] = scratch
     try:
         parsed = arguments(transport)
@@ -78,7 +86,8 @@ async def serve(listener: socket.socket, transport: str) -> None:
 
 def main() -> None:
     descriptor, parent, transport = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent decides what it means
+    # Ctrl-C reaches every process of the console; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
     asyncio.run(serve(socket.socket(fileno=descriptor), transport))
 

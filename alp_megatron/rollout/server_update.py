@@ -8,7 +8,7 @@ import aiohttp
 from torch import Tensor
 
 from alp_megatron.rollout.engine import EngineError
-from alp_megatron.rollout.server_client import ServerLost, call, post
+from alp_megatron.rollout.server_client import ServerLost, call, post, watched
 from alp_megatron.weights.transport.protocol import Transport
 
 UPDATING = "updating"  # the label of weights that are not whole
@@ -62,7 +62,11 @@ class HttpReceivers:
 
         async def ask() -> list[Any]:
             coroutines = [
-                how(self._session, server.url, what, **arguments)
+                watched(
+                    self._session,
+                    server.url,
+                    how(self._session, server.url, what, **arguments),
+                )
                 for server, (how, what, arguments) in zip(servers, asked, strict=True)
             ]
             return await asyncio.gather(*coroutines, return_exceptions=not self._together)

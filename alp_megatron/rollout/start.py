@@ -36,7 +36,7 @@ def start_rollout_engine(
 
     return ServerEngine(
         settings,
-        make_transport(config, log_dir),
+        make_transport(config, log_dir / "weights"),
         rollout.transport,
         start,
         rollout.num_servers,
@@ -44,13 +44,13 @@ def start_rollout_engine(
     )
 
 
-def make_transport(config: Config, shared_dir: Path) -> Transport:
-    """`shared_dir` is where the directory transport writes."""
+def make_transport(config: Config, weights_dir: Path) -> Transport:
+    """`weights_dir` is the directory transport's own."""
     name = config.rollout.transport
     if name == "directory":
         from alp_megatron.weights.transport.directory import Directory
 
-        return Directory(shared_dir)
+        return Directory(weights_dir)
     if name == "cuda_ipc":
         from alp_megatron.weights.transport.cuda_ipc import CudaIpc
 

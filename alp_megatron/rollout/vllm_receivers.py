@@ -27,7 +27,7 @@ from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.server_identity import identity
 from alp_megatron.rollout.settings import settings_from_environment
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
-from alp_megatron.rollout.weight_stream import TIED_HEAD, Receipt, expected_shapes
+from alp_megatron.rollout.weight_stream import Receipt
 from alp_megatron.weights.transport.buckets import Assembler, Bucket, Memory, from_json
 from alp_megatron.weights.transport.cuda_ipc import map_memory
 from alp_megatron.weights.transport.directory import read_bucket
@@ -49,9 +49,8 @@ class _Checked(WeightTransferEngine):
 
     def start_weight_update(self) -> None:
         self.end_update()  # an earlier one that was given up
-        optional = [TIED_HEAD] if self.model_config.hf_config.tie_word_embeddings else []
-        expected = expected_shapes(SETTINGS)
-        self.receipt = Receipt(expected, frozenset(optional), self.with_digests)
+        tied = self.model_config.hf_config.tie_word_embeddings
+        self.receipt = Receipt.of_update(SETTINGS, tied, self.with_digests)
         initialize_layerwise_reload(self.model)
         load = self.model.load_weights
         self.model.load_weights = lambda tensors: load(self.receipt.watch(tensors))

@@ -3,6 +3,7 @@
 import gc
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from alp_megatron.rollout.requests import sampling_parameters, scoring_parameter
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.rollout.vllm_arguments import vllm_arguments
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
-from alp_megatron.rollout.weight_stream import TIED_HEAD, checked, expected_shapes
-from alp_megatron.weights.digest import digest
+from alp_megatron.rollout.weight_stream import Receipt
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 
 
@@ -34,11 +34,10 @@ class VllmWorker:
     def __init__(self, settings: EngineSettings):
         self._max_model_len = settings.max_model_len
         self._llm = start_vllm(settings)
-        self._expected = expected_shapes(settings)
         # A quantised engine starts with random weights, see vllm_arguments.
         self._whole = settings.quantization == UNQUANTIZED
         config = self._llm.llm_engine.model_config.hf_config
-        self._optional = frozenset([TIED_HEAD] if config.tie_word_embeddings else [])
+        self._new_receipt = partial(Receipt.of_update, settings, config.tie_word_embeddings)
         self._version = 0
         # What the start made stays: the garbage collector need not walk it again.
         gc.collect()
@@ -87,17 +86,11 @@ class VllmWorker:
     def update_weights(
         self, tensors: Iterable[tuple[str, Tensor]], version: int, digests: bool
     ) -> dict[str, str]:
-        received: dict[str, str] = {}
-
-        def watched():
-            for name, tensor in checked(tensors, self._expected, self._optional):
-                if digests:
-                    received[name] = digest(tensor)
-                yield name, tensor
-
+        receipt = self._new_receipt(digests)
         self._whole = False
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": watched()})
+            stream = receipt.whole(tensors)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
         except BaseException:
             # Back to a state from which a later update can start.
             model_config = self._llm.llm_engine.model_config
@@ -107,4 +100,4 @@ class VllmWorker:
         self._llm.reset_prefix_cache()
         self._version = version
         self._whole = True
-        return received
+        return receipt.digests

@@ -50,6 +50,17 @@ class Receipt:
         self._with_digests = with_digests
         self.digests: dict[str, str] = {}
 
+    @classmethod
+    def of_update(cls, settings: EngineSettings, tied: bool, with_digests: bool) -> "Receipt":
+        """`tied`: the model's output layer is its embedding."""
+        optional = frozenset([TIED_HEAD] if tied else [])
+        return cls(expected_shapes(settings), optional, with_digests)
+
+    def whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """`watch` and `check_whole`, where all comes in one stream."""
+        yield from self.watch(tensors)
+        self.check_whole()
+
     def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Passes them through.
 
@@ -75,12 +86,3 @@ class Receipt:
         missing = [name for name in self._remaining if name not in self._optional]
         if missing:
             raise EngineError(f"weight update: tensor {', '.join(missing)} did not come")
-
-
-def checked(
-    tensors: Iterable[tuple[str, Tensor]], expected: Shapes, optional: frozenset[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """A whole update in one stream; see Receipt."""
-    receipt = Receipt(expected, optional, with_digests=False)
-    yield from receipt.watch(tensors)
-    receipt.check_whole()

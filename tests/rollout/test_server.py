@@ -29,7 +29,7 @@ class Case:
         self.new = make_model(directory / "new", tied=True, seed=1)
         self.directory = directory
         # A bucket smaller than the largest tensor: the updates go in pieces.
-        transport = Directory(directory, capacity=8192)
+        transport = Directory(directory / "weights", capacity=8192)
         self.engine = start_servers(self.old, transport, "directory", directory, count=1)
 
 
@@ -91,7 +91,7 @@ def test_an_update_over_http_equals_the_engine_in_its_own_process(case, engine):
     assert all(largest(a, b) > 0.1 for a, b in zip(after, before, strict=True))
     (samples,) = engine.generate([PROMPTS[0]], SPEC)
     assert {sample.policy_version for sample in samples} == {7}
-    assert not list(case.directory.glob("weights-*/*"))
+    assert list((case.directory / "weights").iterdir()) == []
 
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
@@ -134,9 +134,8 @@ def test_a_server_that_was_started_elsewhere(case, engine):
     """Another trainer takes it over; its sample would be refused by the first one."""
     settings = settings_of(case.old)
     url = engine.servers[0].url + "/"
-    with ServerEngine(
-        settings, Directory(case.directory, 8192), "directory", None, 0, [url]
-    ) as other:
+    transport = Directory(case.directory / "of another", 8192)
+    with ServerEngine(settings, transport, "directory", None, 0, [url]) as other:
         other.update_weights(weights_of(case.new).items(), version=9)
         assert other.generate([[2]], SPEC)[0][0].policy_version == 9
     with pytest.raises(EngineError, match="version 9, not 0"):

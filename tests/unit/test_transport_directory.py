@@ -53,7 +53,9 @@ class Engine:
 
 @pytest.fixture
 def directory(tmp_path):
-    directory = Directory(tmp_path, CAPACITY)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "version-1-000000.safetensors").write_text("left by a killed trainer")
+    directory = Directory(tmp_path / "weights", CAPACITY)
     yield directory
     directory.close()
     assert list(tmp_path.iterdir()) == []

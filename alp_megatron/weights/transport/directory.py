@@ -1,7 +1,6 @@
 """Weights through files in a directory that trainer and engines see: works for any of them."""
 
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,15 +26,16 @@ class Directory:
     """A Transport. One safetensors file of at most `capacity` bytes lies there at a time.
 
     Args:
-        parent: an existing directory, under the same path for the engines; the files lie in a
-            new one inside it.
+        directory: this trainer's alone, under the same path for the engines. It is made anew.
     """
 
     collective = False
 
-    def __init__(self, parent: Path, capacity: int = DEFAULT_CAPACITY):
+    def __init__(self, directory: Path, capacity: int = DEFAULT_CAPACITY):
         self._buffer = Memory(torch.empty(capacity, dtype=torch.uint8))
-        self._directory = Path(tempfile.mkdtemp(prefix="weights-", dir=parent.absolute()))
+        self._directory = directory.absolute()
+        self.close()  # what a killed trainer left
+        self._directory.mkdir(parents=True)
 
     def connect(self, receivers: Receivers) -> None:
         receivers.connect([{}] * receivers.count)
