@@ -55,7 +55,8 @@ def quantize(model_dir: Path, out: Path, name: str) -> None:
     one float32 scale for each output channel (fp8) or each 128 x 128 weights (fp8_block). The
     engine gives the activations scales of their own as it runs, so no data is needed. Embedding,
     output layer, norms and biases stay as they are, and so do layers that the format cannot hold.
-    One weight is read, quantised and put to its file at a time.
+    Weights are read and quantised one at a time and wait for their file, of at most 4 GiB, to be
+    full: memory is needed for such a file and a few weights, not for the model.
 
     Raises UserError: the input is not a whole, supported and finite model of dense layers; the
     format is not one of FORMATS or holds none of the model's layers; ModelOpt is missing; the
