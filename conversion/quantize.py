@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -210,7 +209,6 @@ def _quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
     from alp_megatron.cli import main
 
     sys.exit(main(["quantize", *sys.argv[1:]]))
