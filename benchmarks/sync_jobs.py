@@ -11,6 +11,8 @@ from alp_megatron.rollout.vllm_engine import VllmEngine
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.sync import sync
 from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.quantize.scheme import rollout_scheme
+from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
 from benchmarks.rounds import seconds_by_rounds
 
@@ -18,13 +20,18 @@ from benchmarks.rounds import seconds_by_rounds
 def sync_seconds(config, rank, rounds: int) -> dict:
     """Seconds of a sync, of its parts alone, and of a copy of the same bytes.
 
-    `gather` gathers and casts, `transport` also packs into shared memory and copies out again,
-    `sync` also loads the weights into the running vLLM.
+    `gather` gathers and casts, `quantize` also quantises, `transport` also packs into shared memory
+    and copies out again, `sync` also loads the weights into the running vLLM.
     """
     learner = Learner(config, rank.device, training=False)
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
-    dtype = getattr(torch, config.rollout.dtype)
+    dtype, scheme = getattr(torch, config.rollout.dtype), rollout_scheme(config)
+
+    def stream():
+        return quantized(plan.stream(dtype), scheme)
+
     size = sum(tensor.nbytes for _, tensor in plan.stream(dtype))
+    sent_size = sum(tensor.nbytes for _, tensor in stream())
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     buffer = SharedBuffer.create()
     with tempfile.TemporaryDirectory() as scratch:
@@ -36,8 +43,9 @@ def sync_seconds(config, rank, rounds: int) -> dict:
             {
                 "copy": lambda: target.copy_(source),
                 "gather": lambda: _exhaust(plan.stream(dtype)),
-                "transport": lambda: _exhaust(unpack(pack(plan.stream(dtype), buffer), buffer)),
-                "sync": lambda: sync(plan, engine, dtype, scheme=None, version=1),
+                "quantize": lambda: _exhaust(stream()),
+                "transport": lambda: _exhaust(unpack(pack(stream(), buffer), buffer)),
+                "sync": lambda: sync(plan, engine, dtype, scheme, version=1),
             },
             rounds,
             meet=dist.barrier,
@@ -45,7 +53,7 @@ def sync_seconds(config, rank, rounds: int) -> dict:
         if engine:
             engine.close()
     buffer.close()
-    return {"bytes": size, "seconds": seconds}
+    return {"bytes": size, "sent_bytes": sent_size, "seconds": seconds}
 
 
 def _exhaust(iterator) -> None:
