@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from alp_megatron.weights.quantize.scales import nonzero
-from alp_megatron.weights.quantize.scheme import PER_WORD
 
 LEVELS = 15  # from -8 to 7
 
@@ -26,7 +25,5 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
 def pack_int4(codes: Tensor) -> Tensor:
     """codes [n, k] in [-8, 7] -> int32 [n, k / 8]: eight a word, the first in the lowest bits,
     each with 8 added (compressed-tensors' `pack-quantized`)."""
-    n, k = codes.shape
-    nibbles = (codes.to(torch.int32) + 8).view(n, k // PER_WORD, PER_WORD)
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=codes.device)
-    return (nibbles << shifts).sum(2, dtype=torch.int32)
+    nibbles = (codes + 8).view(torch.uint8)
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).view(torch.int32)  # little-endian hosts

@@ -1,0 +1,108 @@
+"""Which tensors are quantised, under which names, and what vLLM is told about them."""
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationConfig
+
+from alp_megatron.errors import UserError
+from alp_megatron.weights.quantize import pieces
+from alp_megatron.weights.quantize.config import quantization_config
+from alp_megatron.weights.quantize.fp8 import quantize_fp8, quantize_fp8_blocks
+from alp_megatron.weights.quantize.int4 import pack_int4, quantize_int4
+from alp_megatron.weights.quantize.int8 import quantize_int8
+from alp_megatron.weights.quantize.scheme import scheme_of
+from alp_megatron.weights.quantize.stream import quantized
+
+FORMATS = ("int8", "fp8", "fp8_block", "int4")
+MLP = "model.layers.0.mlp."
+SHAPES = {
+    "model.embed_tokens.weight": (64, 160),
+    "model.layers.0.input_layernorm.weight": (160,),
+    "model.layers.0.self_attn.q_proj.weight": (256, 160),
+    "model.layers.0.self_attn.q_proj.bias": (256,),
+    "model.layers.0.self_attn.k_proj.weight": (128, 160),
+    "model.layers.0.self_attn.v_proj.weight": (128, 160),
+    "model.layers.0.self_attn.o_proj.weight": (160, 256),
+    "model.layers.0.mlp.gate.weight": (4, 160),  # a router
+    "model.layers.0.mlp.experts.0.gate_proj.weight": (128, 160),
+    "model.layers.0.mlp.experts.0.up_proj.weight": (128, 160),
+    "model.layers.0.mlp.experts.0.down_proj.weight": (160, 128),
+    "lm_head.weight": (64, 160),
+}
+PROJECTIONS = {name for name in SHAPES if name.endswith("_proj.weight")}
+
+
+@pytest.fixture
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator).bfloat16() for name, shape in SHAPES.items()
+    }
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_projections_only_and_the_rest_is_untouched(weights, quantization):
+    scheme = scheme_of(SHAPES, quantization, ())
+    assert scheme.groups.keys() == PROJECTIONS
+    stream = dict(quantized(weights.items(), scheme))
+    assert {name: tuple(t.shape) for name, t in stream.items()} == scheme.stored_shapes(SHAPES)
+    for name in SHAPES.keys() - PROJECTIONS:
+        assert stream[name] is weights[name]
+    ignored = set(quantization_config(scheme)["ignore"])
+    assert {"lm_head", "model.embed_tokens", "model.layers.0.mlp.gate"} <= ignored
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_in_pieces_as_in_one(weights, quantization, monkeypatch):
+    """Rows beyond one piece, which the last piece does not fill."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    expected = {
+        "int8": quantize_int8,
+        "fp8": quantize_fp8,
+        "fp8_block": quantize_fp8_blocks,
+        "int4": lambda w: (pack_int4(quantize_int4(w, 32)[0]), quantize_int4(w, 32)[1]),
+    }[quantization](weights[name])
+    monkeypatch.setattr(pieces, "CACHED", 160 * 150)
+    *_, codes, scales = dict(
+        quantized([(name, weights[name])], scheme_of(SHAPES, quantization, ()))
+    ).values()
+    assert torch.equal(codes.view(torch.uint8), expected[0].view(torch.uint8))
+    assert torch.equal(scales, expected[1])
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_ignored_layers_keep_their_weights(weights, quantization):
+    scheme = scheme_of(SHAPES, quantization, ("*.experts.*",))
+    assert scheme.groups.keys() == {name for name in PROJECTIONS if "experts" not in name}
+    stream = dict(quantized(weights.items(), scheme))
+    assert stream[f"{MLP}experts.0.up_proj.weight"] is weights[f"{MLP}experts.0.up_proj.weight"]
+    assert f"{MLP}experts.0.up_proj" in quantization_config(scheme)["ignore"]
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named(weights, quantization, value):
+    name = f"{MLP}experts.0.up_proj.weight"
+    weights[name][100, 3] = value
+    with pytest.raises(UserError, match=f"tensor {name} holds NaN or infinite values"):
+        dict(quantized(weights.items(), scheme_of(SHAPES, quantization, ())))
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_compressed_tensors_reads_the_configuration(quantization):
+    written = quantization_config(scheme_of(SHAPES, quantization, ()))
+    read = QuantizationConfig.model_validate(written)
+    args = read.config_groups["group_0"].weights
+    assert args.symmetric and not args.dynamic
+    assert args.num_bits == (4 if quantization == "int4" else 8)
+    expected = {"int8": "channel", "fp8": "channel", "fp8_block": "block", "int4": "group"}
+    assert args.strategy == expected[quantization]
+    groups = [group.weights.group_size for group in read.config_groups.values()]
+    # 160 input channels are five groups of 32, 256 are two of 128.
+    assert groups == ([32, 128] if quantization == "int4" else [None])
+
+
+def test_an_int4_group_size_for_each_width():
+    groups = scheme_of(SHAPES, "int4", ()).groups
+    assert groups["model.layers.0.self_attn.o_proj.weight"] == 128
+    assert groups["model.layers.0.self_attn.q_proj.weight"] == 32
