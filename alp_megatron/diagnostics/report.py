@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from alp_megatron.config.yaml_io import read_mapping
 from alp_megatron.diagnostics.figures import PLOTS, render, scores
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.diagnostics.health import warnings
@@ -63,7 +64,7 @@ def write_report(run_dir: Path) -> Path:
         write_atomic(run_dir / "figures" / f"{name}.png", png)
 
     body = [
-        _table(_summary(records)),
+        _table(_summary(records) | _rollout_engine(config)),
         *_notes(records),
         *(_figure(name, png) for name, png in pictures.items()),
     ]
@@ -88,7 +89,7 @@ def _summary(records: Sequence[dict]) -> dict[str, str]:
         rows["Gain"] = f"{values[-1] - values[0]:+.3f}"
     shown = {
         "reward/mean": ("Last training reward", "{:.3f}"),
-        "mismatch/k3": ("Last k3, clean", "{:.2e} nats/token"),
+        "mismatch/k3": ("Last k3 to the rollout engine, clean", "{:.2e} nats/token"),
         "mismatch_perturbed/k3": ("Last k3, perturbed", "{:.2e} nats/token"),
         "alp/sigma_mean": ("Last sigma, mean", "{:.3g}"),
     }
@@ -97,6 +98,19 @@ def _summary(records: Sequence[dict]) -> dict[str, str]:
             rows[label] = form.format(last[key])
     seconds = sum(record.get("time/total", 0) for record in records)
     return rows | {"Time in steps": f"{seconds / 60:.1f} min"}
+
+
+def _rollout_engine(config: Path) -> dict[str, str]:
+    """What the mismatch is to: the engine's dtype, and its quantisation."""
+    rollout = read_mapping(config).get("rollout", {}) if config.is_file() else {}
+    if "dtype" not in rollout:
+        return {}
+    quantization = rollout.get("quantization", "none")
+    if quantization == "none":
+        return {"Rollout engine": f"{rollout['dtype']}, not quantised"}
+    ignored = ", ".join(rollout["quantization_ignore"])
+    text = f"{rollout['dtype']}, linear layers quantised to {quantization}"
+    return {"Rollout engine": text + (f", except {ignored}" if ignored else "")}
 
 
 def _notes(records: Sequence[dict]) -> list[str]:

@@ -96,6 +96,8 @@ def test_config(tmp_path, train, text, expected):
         (["task.name=file"], "task.train"),
         (["model.path=gone"], "model.path=gone is not a directory"),
         (["runtime.device=cuda"], "runtime.device=cuda"),
+        (["rollout.quantization=int3"], 'rollout.quantization is "int3"'),
+        (["rollout.quantization=fp8_block"], "add ['*.k_proj', '*.q_proj', '*.v_proj'] to"),
     ],
 )
 def test_settings(train, overrides, expected):

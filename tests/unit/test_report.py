@@ -69,6 +69,18 @@ def test_report_notes_what_is_unhealthy(tmp_path):
     assert "(12 of 12 steps.)" in page
 
 
+def test_report_says_what_the_mismatch_is_to(tmp_path):
+    write_run(tmp_path)
+    rollout = (
+        "rollout:\n  dtype: bfloat16\n  quantization: int8\n  quantization_ignore: ['*.o_proj']\n"
+    )
+    (tmp_path / "config.yaml").write_text(rollout)
+    page = write_report(tmp_path).read_text()
+    assert "bfloat16, linear layers quantised to int8, except *.o_proj" in page
+    (tmp_path / "config.yaml").write_text("rollout:\n  dtype: float32\n")
+    assert "float32, not quantised" in write_report(tmp_path).read_text()
+
+
 def test_a_short_run_with_few_metrics_still_reports(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     assert "Base score" not in write_report(tmp_path).read_text()
