@@ -121,7 +121,7 @@ class RolloutConfig(Section):
         None,
         gt=0,
         description="mean |log p| difference (nats) allowed at the first sync; if not given, 0.05 "
-        "for an engine that is not quantised, 0.2 for 8-bit formats, 0.5 for int4",
+        "for an engine that is not quantised, 0.1 for 8-bit formats, 0.3 for int4",
     )
 
 

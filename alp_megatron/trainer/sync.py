@@ -25,7 +25,7 @@ from alp_megatron.weights.verify import (
 GATE_SAMPLES = 64  # responses whose log-probabilities both sides compute at the first sync
 
 # Mean |log p| difference (nats) that a sound engine stays below: see docs/quantization.md.
-GATE = {"none": 0.05, "int8": 0.2, "fp8": 0.2, "fp8_block": 0.2, "int4": 0.5}
+GATE = {"none": 0.05, "int8": 0.1, "fp8": 0.1, "fp8_block": 0.1, "int4": 0.3}
 
 
 def sync(
