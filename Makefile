@@ -1,6 +1,7 @@
 # make train          train the quickstart (CPU; DEVICE=cuda for the GPU stack)
 # make test           lint and the default tests
 # make test-slow      the tests marked slow
+# make test-slurm     the tests marked slurm, on a Slurm of their own (installed by apt, needs root)
 # make bench          the benchmarks
 
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: train resume test test-slow lint bench doctor install
+.PHONY: train resume test test-slow test-slurm lint bench doctor install
 
 train: install
 	$(BIN)/alp-megatron train $(CONFIG) $(ARGS)
@@ -24,6 +25,11 @@ test: lint
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+test-slurm: install
+	command -v slurmctld slurmd munged > /dev/null || \
+	  { apt-get update -q && apt-get install -y -q --no-install-recommends slurm-wlm munge; }
+	$(BIN)/pytest -m slurm
 
 lint: install
 	$(BIN)/ruff check .

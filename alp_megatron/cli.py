@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from alp_megatron.errors import RunError, UserError
+from launch.command_line import add_launch_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = command("convert", None, "turn a model into a Megatron checkpoint or back")
     _add_conversions(convert.add_subparsers(required=True, metavar="DIRECTION"), overrides)
+
+    launch = command("launch", None, "submit runs and sweeps to Slurm")
+    add_launch_commands(launch.add_subparsers(required=True, metavar="ACTION"), overrides)
 
     command("doctor", _doctor, "what is installed and what this machine can run")
     return parser

@@ -48,8 +48,8 @@ def _job(config: Config, rank, resume: bool) -> None:
 
     engine = start_engine(config, rank)
     run = build_run(config, rank, engine, resume)
-    train(run)
-    if run.output:
+    ended = train(run)
+    if run.output and ended:
         run.output.finish(run.base_score, run.latest_score)
     run.close()
 

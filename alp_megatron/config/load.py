@@ -3,7 +3,7 @@
 import json
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -11,6 +11,8 @@ from alp_megatron.config.schema import Config, Section
 from alp_megatron.config.yaml_io import dump_yaml, parse_yaml, read_mapping
 from alp_megatron.errors import UserError
 from alp_megatron.objectives.methods import with_method_defaults
+
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -29,17 +31,27 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Config:
     """A Config from nested sections and the overrides of the command line; see load_config."""
+    tree.setdefault("model", {})  # so that what is missing is model.path, not model
+    config = section_from(Config, tree, overrides)
+    config.objective = with_method_defaults(config.objective)
+    return config
+
+
+def load_section(kind: type[S], path: str | Path, overrides: list[str] | None = None) -> S:
+    """As load_config, for a file of another kind: a cluster, a sweep."""
+    return section_from(kind, _read_with_parents(Path(path), ()), overrides)
+
+
+def section_from(kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None) -> S:
+    """The values of a tree as a typed section. Raises UserError naming the dotted key."""
     for override in overrides or []:
         _merge(tree, _parse_override(override))
-    tree.setdefault("model", {})  # so that what is missing is model.path, not model
     try:
-        config = Config.model_validate(tree)
-        config.objective = with_method_defaults(config.objective)
-        return config
+        return kind.model_validate(tree)
     except ValidationError as error:
         # What is missing comes last: it may be there under a misspelt name.
         first = min(error.errors(), key=lambda found: found["type"] == "missing")
-        raise UserError(_explain(first)) from error
+        raise UserError(_explain(first, kind)) from error
 
 
 def resolved_yaml(config: Config) -> str:
@@ -84,11 +96,11 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[Section]) -> str:
     """One sentence for a pydantic error, with the dotted key and the mend."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"Unknown key {key}: {_nearest_key(key)}."
+        return f"Unknown key {key}: {_nearest_key(key, kind)}."
     if error["type"] == "missing":
         return f"{key} is missing: set it in the file or as {key}=VALUE."
     shown = _shown(error["input"])
@@ -104,16 +116,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest_key(key: str) -> str:
+def _nearest_key(key: str, kind: type[Section]) -> str:
     def likeness(known: str) -> float:
         whole = SequenceMatcher(None, key, known).ratio()
         last = SequenceMatcher(None, key.split(".")[-1], known.split(".")[-1]).ratio()
         return max(whole, last) + 0.01 * whole  # among equal last names, the nearer section
 
-    best = max(_known_keys(Config), key=likeness)
+    best = max(_known_keys(kind), key=likeness)
     if likeness(best) >= 0.6:
         return f"did you mean {best}"
-    return "the keys are listed in alp_megatron/config/schema.py"
+    return f"the keys are listed in {kind.__module__.replace('.', '/')}.py"
 
 
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from alp_megatron.errors import UserError
 
 # fp32 weight, two Adam moments and the fp32 main copy.
 _CHECKPOINT_BYTES_PER_PARAMETER = 16
+LAUNCH_DIR = "launch"
 
 
 def prepare_run_dir(config: Config, resume: bool) -> Path:
@@ -25,7 +26,7 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
         UserError: the directory is occupied, cannot be resumed or written, or lacks space.
     """
     run_dir = Path(config.run_dir)
-    _check_occupation(run_dir, resume)
+    check_occupation(run_dir, resume)
     _check_space(run_dir, config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -39,10 +40,11 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
     return run_dir
 
 
-def _check_occupation(run_dir: Path, resume: bool) -> None:
+def check_occupation(run_dir: Path, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file: choose another run_dir.")
-    occupied = run_dir.is_dir() and any(run_dir.iterdir())
+    # What `alp-megatron launch` keeps there comes before the run.
+    occupied = run_dir.is_dir() and any(path.name != LAUNCH_DIR for path in run_dir.iterdir())
     if occupied and not resume:
         raise UserError(
             f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "

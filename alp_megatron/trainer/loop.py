@@ -13,11 +13,15 @@ from alp_megatron.trainer.policy_update import update_policy
 from alp_megatron.trainer.record import step_record
 from alp_megatron.trainer.run import Run
 from alp_megatron.trainer.sigmas import sigmas
+from alp_megatron.trainer.stop import acknowledge_stop, stop_requested
 from alp_megatron.trainer.sync import sync
 
 
-def train(run: Run) -> None:
-    """Every rank runs this loop; only rank 0 has a driver (engine and task) and an output."""
+def train(run: Run) -> bool:
+    """Every rank runs this loop; only rank 0 has a driver (engine and task) and an output.
+
+    Returns whether the last step was made; False if a stop was asked for before.
+    """
     config, learner, driver = run.config, run.learner, run.driver
     for step in range(run.first_step, config.trainer.steps):
         seconds = {"old_logprobs": 0.0, "clean_logprobs": 0.0}
@@ -53,8 +57,15 @@ def train(run: Run) -> None:
         if driver:
             record = step_record(trajectories, old, updates, scales, version, seconds)
             run.output.write(step, record | run.scores(), trajectories, updates)
-        if done % config.trainer.save_interval == 0 or last:
+        stop = not last and stop_requested(run.run_dir)
+        if done % config.trainer.save_interval == 0 or last or stop:
             save_checkpoint(run.run_dir, done, learner, run.plan, run.counters())
+        if stop:
+            if run.output:
+                acknowledge_stop(run.run_dir)
+                run.output.say(f"stopped after step {done}; --resume goes on")
+            return False
+    return True
 
 
 def old_logprobs(run: Run, step: int, trajectories: list, seconds: dict) -> dict | None:

@@ -1,0 +1,1 @@
+"""Slurm: renders and submits runs and sweeps, says how they stand, gathers their results."""
