@@ -114,6 +114,7 @@ def test_killed_while_steps_go_and_resumed(killed):
     command.check_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_killed_during_start_up(tmp_path):
     """All at once, each in a run of its own; one then goes on from its beginning."""
     commands = {}
