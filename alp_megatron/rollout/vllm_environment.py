@@ -25,6 +25,7 @@ _SERVER = {
 _ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than it saves
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # share the cores with the trainer
+    "THP_MEM_ALLOC_ENABLE": "1",  # large pages, as runtime.process has them
 }
 
 

@@ -26,6 +26,8 @@ def run_process(config: Config, job, *arguments) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    # torch puts large tensors on pages of 2 MiB: fresh ones of 4 KiB cost more than a copy of them.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

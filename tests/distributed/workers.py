@@ -19,6 +19,7 @@ class Workers:
         self._start()
 
     def _start(self) -> None:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as runtime.process has it; inherited
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for _ in range(self._count):
