@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from alp_megatron.config.model_files import check_weights
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.rollout.weight_stream import checkpoint_shapes
 
 
 def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
     """Can be written as JSON. The weights themselves are not part of it: they are replaced."""
-    shapes = sorted(checkpoint_shapes(settings.model_dir).items())
+    shapes = sorted(check_weights(Path(settings.model_dir)).items())
     return {
         "model": f"{Path(settings.model_dir).name} ({len(shapes)} tensors)",
         "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),

@@ -6,6 +6,7 @@ mends vLLM (see vllm_patches) and registers the back-ends of vLLM's weight-trans
 
 import os
 import tempfile
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.server_identity import identity
 from alp_megatron.rollout.settings import settings_from_environment
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
-from alp_megatron.rollout.weight_stream import Receipt
+from alp_megatron.rollout.weight_stream import Receipt, expected_shapes
 from alp_megatron.weights.transport.buckets import Assembler, Bucket, Memory, from_json
 from alp_megatron.weights.transport.cuda_ipc import map_memory
 from alp_megatron.weights.transport.directory import read_bucket
 from alp_megatron.weights.transport.shared_memory import SharedBuffer
 
 SETTINGS = settings_from_environment()
+EXPECTED = expected_shapes(SETTINGS)
 apply_patches(SETTINGS.model_dir)
 
 
@@ -50,7 +52,7 @@ class _Checked(WeightTransferEngine):
     def start_weight_update(self) -> None:
         self.end_update()  # an earlier one that was given up
         tied = self.model_config.hf_config.tie_word_embeddings
-        self.receipt = Receipt.of_update(SETTINGS, tied, self.with_digests)
+        self.receipt = Receipt(EXPECTED, tied, self.with_digests)
         initialize_layerwise_reload(self.model)
         load = self.model.load_weights
         self.model.load_weights = lambda tensors: load(self.receipt.watch(tensors))
@@ -91,9 +93,9 @@ class _ReceivesBuckets(_Checked):
         bucket = from_json(update_info.pieces)
         self.model.load_weights(self._assembler.take(bucket, self.view_of(update_info, bucket)))
 
+    @abstractmethod
     def view_of(self, update_info: _Pieces, bucket: Bucket):
         """Piece -> its elements, `[count]`."""
-        raise NotImplementedError
 
 
 @dataclass

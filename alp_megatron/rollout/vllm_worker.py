@@ -15,7 +15,7 @@ from alp_megatron.rollout.requests import sampling_parameters, scoring_parameter
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.rollout.vllm_arguments import vllm_arguments
 from alp_megatron.rollout.vllm_patches import apply_patches, refresh_tied_head
-from alp_megatron.rollout.weight_stream import Receipt
+from alp_megatron.rollout.weight_stream import Receipt, expected_shapes
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED
 
 
@@ -37,7 +37,7 @@ class VllmWorker:
         # A quantised engine starts with random weights, see vllm_arguments.
         self._whole = settings.quantization == UNQUANTIZED
         config = self._llm.llm_engine.model_config.hf_config
-        self._new_receipt = partial(Receipt.of_update, settings, config.tie_word_embeddings)
+        self._new_receipt = partial(Receipt, expected_shapes(settings), config.tie_word_embeddings)
         self._version = 0
         # What the start made stays: the garbage collector need not walk it again.
         gc.collect()

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
+from alp_megatron.config.model_files import Shapes, check_weights
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.weights.digest import digest
@@ -14,22 +14,10 @@ from alp_megatron.weights.quantize.scheme import UNQUANTIZED, scheme_of
 # A tied output layer is the embedding again: a checkpoint may hold it, a stream need not.
 TIED_HEAD = "lm_head.weight"
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def checkpoint_shapes(model_dir: str) -> Shapes:
-    """Name -> shape of every tensor in the directory's *.safetensors files."""
-    shapes: Shapes = {}
-    for path in sorted(Path(model_dir).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    return shapes
-
 
 def expected_shapes(settings: EngineSettings) -> Shapes:
     """What an update must bring: the checkpoint's tensors, or the codes and scales for them."""
-    shapes = checkpoint_shapes(settings.model_dir)
+    shapes = check_weights(Path(settings.model_dir))
     if settings.quantization == UNQUANTIZED:
         return shapes
     scheme = scheme_of(shapes, settings.quantization, tuple(settings.quantization_ignore))
@@ -39,22 +27,20 @@ def expected_shapes(settings: EngineSettings) -> Shapes:
 class Receipt:
     """Watches the tensors of one weight update go by, in one stream or several.
 
+    Args:
+        expected: see `expected_shapes`.
+        tied: the model's output layer is its embedding.
+
     Attributes:
         digests: name -> digest of each tensor as it was received, if they were asked for.
     """
 
-    def __init__(self, expected: Shapes, optional: frozenset[str], with_digests: bool):
+    def __init__(self, expected: Shapes, tied: bool, with_digests: bool):
         self._expected = expected
         self._remaining = dict(expected)
-        self._optional = optional
+        self._optional = {TIED_HEAD} if tied else set()
         self._with_digests = with_digests
         self.digests: dict[str, str] = {}
-
-    @classmethod
-    def of_update(cls, settings: EngineSettings, tied: bool, with_digests: bool) -> "Receipt":
-        """`tied`: the model's output layer is its embedding."""
-        optional = frozenset([TIED_HEAD] if tied else [])
-        return cls(expected_shapes(settings), optional, with_digests)
 
     def whole(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """`watch` and `check_whole`, where all comes in one stream."""
