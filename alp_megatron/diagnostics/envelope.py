@@ -1,4 +1,8 @@
-"""The envelope of the log ratio between two policies: how wide it is, and for which tokens."""
+"""The envelope of the log ratio between two policies: how wide it is, and where.
+
+Points (x, y) go into bins of equal width by x, how likely the rollout engine found a token or a
+response; of y, the log ratio, a bin keeps percentiles 2, 50 and 98 (interpolated linearly).
+"""
 
 from dataclasses import dataclass
 
@@ -12,14 +16,14 @@ FEWEST = 50  # tokens without which a bin's percentiles would say little
 
 @dataclass(frozen=True)
 class Bin:
-    """The tokens whose rollout log-probability (nats) is in [start, end), the last bin's end in it.
+    """The points with x (nats) in [start, end), the last bin's end in it.
 
-    `p02`, `p50` and `p98` are percentiles of their log ratio, in nats.
+    `count` is their number; `p02`, `p50` and `p98` are percentiles of their log ratio, in nats.
     """
 
     start: float
     end: float
-    tokens: int
+    count: int
     p02: float
     p50: float
     p98: float
@@ -38,7 +42,7 @@ def envelope_width(train_logprobs: ArrayLike, rollout_logprobs: ArrayLike) -> fl
 def envelope_bins(
     train_logprobs: ArrayLike, rollout_logprobs: ArrayLike, lowest: float
 ) -> list[Bin]:
-    """The envelope by the rollout engine's log-probability, in fp64.
+    """The envelope of tokens by the rollout engine's log-probability, in fp64.
 
     Args:
         train_logprobs, rollout_logprobs: [t], nats.
@@ -49,24 +53,30 @@ def envelope_bins(
     """
     log_ratio = _log_ratio(train_logprobs, rollout_logprobs)
     rollout = np.asarray(rollout_logprobs, dtype=np.float64)
-    edges = np.linspace(lowest, 0, BINS + 1)
-    index = np.clip(np.searchsorted(edges, rollout, side="right") - 1, 0, BINS - 1)
-    bins = []
-    for i in range(BINS):
-        members = log_ratio[index == i]
-        if members.size >= FEWEST:
-            low, middle, high = np.percentile(members, (LOW, 50, HIGH))
-            bins.append(
-                Bin(
-                    float(edges[i]),
-                    float(edges[i + 1]),
-                    members.size,
-                    float(low),
-                    float(middle),
-                    float(high),
-                )
-            )
-    return bins
+    return binned(rollout, log_ratio, np.linspace(lowest, 0, BINS + 1), FEWEST)
+
+
+def binned(x: np.ndarray, y: np.ndarray, edges: np.ndarray, fewest: int) -> list[Bin]:
+    """The bins that hold at least `fewest` points, in order.
+
+    Args:
+        x, y: [n], nats. A point beyond the edges belongs to the bin nearest to it.
+        edges: [bins + 1], ascending.
+    """
+    bins = len(edges) - 1
+    index = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
+    order = np.argsort(index, kind="stable")
+    members = np.split(y[order], np.searchsorted(index[order], np.arange(1, bins)))
+    return [
+        Bin(
+            float(edges[i]),
+            float(edges[i + 1]),
+            values.size,
+            *(float(p) for p in np.percentile(values, (LOW, 50, HIGH))),
+        )
+        for i, values in enumerate(members)
+        if values.size >= fewest
+    ]
 
 
 def _log_ratio(train_logprobs: ArrayLike, rollout_logprobs: ArrayLike) -> np.ndarray:

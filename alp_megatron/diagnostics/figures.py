@@ -1,4 +1,4 @@
-"""The figures of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""The figures of a run, from its metrics."""
 
 import io
 import re
@@ -14,18 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alp_megatron.diagnostics.keys import PHASES
+from alp_megatron.diagnostics.palette import BLUE, GREEN, GREY, ORANGE, PALE, PINK, STYLE
 
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-PALE = "#BBBBBB"
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
 Records = Sequence[dict]
 ZERO_SHOWN = 1e-12  # where a zero is drawn on a logarithmic axis
 

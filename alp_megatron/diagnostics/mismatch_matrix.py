@@ -114,7 +114,7 @@ def markdown_envelope(rows: list[Row], trainer: str) -> str:
     ]
     for start, end in sorted(starts.items()):
         cells = [
-            f"{bins[start].width:.2e} ({bins[start].tokens})" if start in bins else "-"
+            f"{bins[start].width:.2e} ({bins[start].count})" if start in bins else "-"
             for bins in columns.values()
         ]
         lines.append(f"| {start:.2f} to {end:.2f} | " + " | ".join(cells) + " |")

@@ -30,16 +30,16 @@ def test_bins_are_where_the_rollout_log_probability_is():
     rollout = np.concatenate([np.full(60, -4.95), np.full(49, -2.05), np.zeros(51)])
     log_ratio = np.concatenate([np.linspace(0, 1, 60), np.ones(49), np.linspace(-2, 0, 51)])
     first, last = envelope_bins(rollout + log_ratio, rollout, lowest=-5)
-    assert (first.start, first.end, first.tokens) == (-5, pytest.approx(-4.9), 60)
+    assert (first.start, first.end, first.count) == (-5, pytest.approx(-4.9), 60)
     assert (first.p02, first.p50, first.p98) == pytest.approx((0.02, 0.5, 0.98))
-    assert (last.start, last.end, last.tokens) == (pytest.approx(-0.1), 0, 51)
+    assert (last.start, last.end, last.count) == (pytest.approx(-0.1), 0, 51)
     assert last.width == pytest.approx(2 * 0.96)
 
 
 def test_the_lowest_token_is_in_the_first_bin():
     rollout = np.linspace(-3.3, 0, 5000)
     bins = envelope_bins(rollout, rollout, lowest=rollout.min())
-    assert sum(b.tokens for b in bins) == 5000 and bins[0].start == -3.3
+    assert sum(b.count for b in bins) == 5000 and bins[0].start == -3.3
 
 
 @pytest.fixture
