@@ -113,6 +113,15 @@ class RolloutConfig(Section):
         description="layers left in `dtype`, as names with * and ?, e.g. '*.o_proj'",
     )
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    sync_interval: int = Field(
+        1, ge=1, description="steps between weight syncs; with more, rollouts lag behind"
+    )
+    weight_noise: float = Field(
+        0.0,
+        ge=0,
+        description="a mismatch on purpose: Gaussian noise in the engine's linear weights, as a "
+        "share of each matrix's RMS",
+    )
     seed: int | None = Field(None, description="of the sampler; the run's seed if not given")
     cpu_kv_cache_mib: int = Field(256, ge=1)
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)

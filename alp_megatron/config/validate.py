@@ -40,6 +40,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     if for_training:
         check_objective(config.objective)
         _check_batches(config)
+        _check_sync_interval(config)
         _check_task(config)
     return shape
 
@@ -207,6 +208,20 @@ def _check_batches(config: Config) -> None:
             f"micro-batches, but virtual pipeline stages need a multiple of {pp}: use a smaller "
             "micro-batch or a larger trainer.global_batch_size."
         )
+
+
+def _check_sync_interval(config: Config) -> None:
+    """Evaluations and checkpoints want the engine at the trainer's weights."""
+    interval = config.rollout.sync_interval
+    for key, value in (
+        ("evaluation.interval", config.evaluation.interval),
+        ("trainer.save_interval", config.trainer.save_interval),
+    ):
+        if value % interval:
+            raise UserError(
+                f"{key}={value} is not a multiple of rollout.sync_interval={interval}: use "
+                f"{interval * -(-value // interval)}, or another sync_interval."
+            )
 
 
 def _check_task(config: Config) -> None:

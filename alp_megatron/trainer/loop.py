@@ -14,7 +14,6 @@ from alp_megatron.trainer.record import step_record
 from alp_megatron.trainer.run import Run
 from alp_megatron.trainer.sigmas import sigmas
 from alp_megatron.trainer.stop import acknowledge_stop, stop_requested
-from alp_megatron.trainer.sync import sync
 
 
 def train(run: Run) -> bool:
@@ -42,14 +41,16 @@ def train(run: Run) -> bool:
                     minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
                 )
             ]
+        done = step + 1
+        last = done == config.trainer.steps
+        synced = last or done % config.rollout.sync_interval == 0
         with phase("sync", seconds):
             version = run.policy_version
             run.policy_version += 1
-            sync(run.plan, run.engine, learner.rollout_dtype, run.scheme, run.policy_version)
+            if synced:
+                run.sync()
         seconds["total"] = time.perf_counter() - started
 
-        done = step + 1
-        last = done == config.trainer.steps
         if driver and (done % config.evaluation.interval == 0 or last):
             run.latest_score, run.scored_step = driver.evaluate(), done
         noisy = METHODS[config.objective.method].perturbed
@@ -57,7 +58,8 @@ def train(run: Run) -> bool:
         if driver:
             record = step_record(trajectories, old, updates, scales, version, seconds)
             run.output.write(step, record | run.scores(), trajectories, updates)
-        stop = not last and stop_requested(run.run_dir)
+        # A checkpoint holds no weights but these: it is made where the engine has them too.
+        stop = synced and not last and stop_requested(run.run_dir)
         if done % config.trainer.save_interval == 0 or last or stop:
             save_checkpoint(run.run_dir, done, learner, run.plan, run.counters())
         if stop:
@@ -69,7 +71,9 @@ def train(run: Run) -> bool:
 
 
 def old_logprobs(run: Run, step: int, trajectories: list, seconds: dict) -> dict | None:
-    """The unperturbed log-probabilities at the weights that sampled, if anything needs them.
+    """The unperturbed log-probabilities at the step's first weights, if anything needs them.
+
+    They are the weights that sampled, unless the engine lags (rollout.sync_interval).
 
     They cost a forward pass, part of `train`: booked as `old_logprobs` where the method needs
     them, as `clean_logprobs` where only the metrics `mismatch/*` do.

@@ -18,9 +18,10 @@ from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.output import Output
-from alp_megatron.trainer.sync import verified_sync
+from alp_megatron.trainer.sync import sync, verified_sync
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.noise import WeightNoise
 from alp_megatron.weights.quantize.scheme import Scheme, rollout_scheme
 
 
@@ -54,6 +55,15 @@ class Run:
 
     def scores(self) -> dict:
         return {"eval/score": self.latest_score, "eval/step": self.scored_step}
+
+    def sync(self) -> None:
+        """Send the trainer's weights to the engine. Collective."""
+        rollout = self.config.rollout
+        noise = (
+            WeightNoise(rollout.weight_noise, self.config.seed) if rollout.weight_noise else None
+        )
+        dtype = self.learner.rollout_dtype
+        sync(self.plan, self.engine, dtype, self.scheme, self.policy_version, noise)
 
     def close(self) -> None:
         if self.output:
@@ -111,7 +121,10 @@ def _restore(run: Run, checkpoint: Path) -> None:
 
 
 def _first_sync(run: Run, fresh: bool) -> None:
-    """A run's first sync is verified; a resumed run restores the version it had."""
+    """A run's first sync is verified; a resumed run restores the version it had.
+
+    Noise in the engine's weights comes after: it would hide what the verification looks for.
+    """
     base = Checkpoint(run.config.model.path) if fresh else None
     agreement = verified_sync(
         run.learner,
@@ -128,4 +141,6 @@ def _first_sync(run: Run, fresh: bool) -> None:
             f"|difference| {agreement['mean_abs_diff']:.1e}, largest "
             f"{agreement['max_abs_diff']:.1e} nats, k3 {agreement['k3']:.1e}"
         )
+    if run.config.rollout.weight_noise:
+        run.sync()
     dist.barrier()

@@ -11,6 +11,7 @@ from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.noise import WeightNoise
 from alp_megatron.weights.quantize.scheme import Scheme
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.verify import (
@@ -34,12 +35,16 @@ def sync(
     dtype: torch.dtype,
     scheme: Scheme | None,
     version: int,
+    noise: WeightNoise | None = None,
 ) -> None:
     """Stream the weights into the engine, which lives on rank 0. Collective.
 
     Codes are made of the weights in `dtype`, as they are from the `hf/` of a checkpoint.
     """
-    stream = quantized(plan.stream(dtype), scheme)
+    weights = plan.stream(dtype)
+    if noise is not None:
+        weights = noise.added(weights, version)
+    stream = quantized(weights, scheme)
     if engine is not None:
         engine.update_weights(stream, version)
     else:

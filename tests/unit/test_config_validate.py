@@ -270,3 +270,14 @@ def test_shards_are_held_to_their_index(model, configure):
     assert "three.safetensors is missing" in refusal(configure())
     index.write_text("{}")
     assert "weight_map" in refusal(configure())
+
+
+def test_evaluations_and_checkpoints_come_with_a_sync(configure):
+    lagging = ["rollout.sync_interval=4", "evaluation.interval=8", "trainer.save_interval=4"]
+    validate(configure(*lagging))
+    assert "evaluation.interval=6 is not a multiple" in refusal(
+        configure(*lagging, "evaluation.interval=6")
+    )
+    assert "trainer.save_interval=10 is not a multiple of rollout.sync_interval=4: use 12" in (
+        refusal(configure(*lagging, "trainer.save_interval=10"))
+    )

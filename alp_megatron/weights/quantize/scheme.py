@@ -21,6 +21,12 @@ PER_WORD = 8  # int4 codes in an int32
 # are not among them.
 _LINEAR = re.compile(r"model\.layers\.\d+\..*_proj(_with_mqa)?\.weight")
 
+
+def is_linear(name: str) -> bool:
+    """Whether a checkpoint's tensor is the weight of a linear layer of the decoder."""
+    return _LINEAR.fullmatch(name) is not None
+
+
 # What vLLM runs as one matrix, stacked in this order: the parts must be quantised alike.
 _FUSED = (
     ("q_proj", "k_proj", "v_proj"),
@@ -92,7 +98,7 @@ def scheme_of(shapes: Shapes, quantization: str, ignore: tuple[str, ...]) -> Sch
     Raises UserError for a pattern that names no linear layer, for one that splits what vLLM runs
     as one matrix, and where nothing is left to quantise.
     """
-    linear = [name for name in shapes if _LINEAR.fullmatch(name)]
+    linear = [name for name in shapes if is_linear(name)]
     ignored = _ignored(linear, ignore)
     groups: dict[str, int] = {}
     unfit: dict[str, str] = {}
