@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alp_megatron.errors import UserError
-from conversion.hf_tensors import weight_files
 
 _JOB = ".conversion.json"
-# What a Hugging Face directory holds beside its weights.
-_KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _SLACK = 8 * 2**20
 
 
@@ -110,11 +107,3 @@ def _is_lack_of_space(error: BaseException) -> bool:
 def fingerprint(files: list[Path]) -> list:
     """Tells whether files are those of an earlier attempt, without reading them."""
     return [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-
-
-def keep_model_files(source: Path, target: Path) -> None:
-    """Copy config, generation config and tokenizer: all but the weights and their index."""
-    weights = {path.name for path in weight_files(source)}
-    for path in sorted(source.iterdir()):
-        if path.suffix in _KEPT and path.name not in weights and "index" not in path.name:
-            shutil.copy(path, target / path.name)

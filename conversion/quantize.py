@@ -27,7 +27,7 @@ from alp_megatron.config.machine import installed_version
 from alp_megatron.config.model_files import Shapes, check_tensors, check_weights
 from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.errors import UserError
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.model.hf_files import read_hf_config, stated_dtype
 from alp_megatron.weights.quantize.scheme import BLOCK, scheme_of
 from conversion.hf_tensors import HfTensors, weight_files
 from conversion.output import fingerprint, whole_or_absent
@@ -140,12 +140,12 @@ def _write(
         },
     }
     (directory / "hf_quant_config.json").write_text(json.dumps(details, indent=2) + "\n")
-    hf = read_hf_config(tensors.model_dir)
+    dtype = stated_dtype(read_hf_config(tensors.model_dir)) or "bfloat16"
     write_model(
         _stream(tensors, name, chosen),
         tensors.model_dir,
         directory,
-        getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "bfloat16"),
+        getattr(torch, dtype),
         quantization_config=convert_hf_quant_config_format(details),
     )
 

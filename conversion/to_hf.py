@@ -10,10 +10,10 @@ import torch
 from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.model.hf_files import copy_model_files, read_hf_config, stated_dtype
 from conversion.hf_shards import Shard, shards_of, write_index
 from conversion.megatron_reader import MegatronTensors
-from conversion.output import fingerprint, keep_model_files, whole_or_absent
+from conversion.output import fingerprint, whole_or_absent
 from conversion.parameters import Parameter, parameters_of
 from conversion.to_megatron import SOURCE_DTYPES
 from conversion.verify import Verification
@@ -64,7 +64,7 @@ def megatron_to_hf(
         writer = HfWriter(state_dir, partial_dir, shape.num_key_value_heads, shape.head_dim)
         _write_shards(writer, shards, workers, progress)
         write_index(partial_dir, shards)
-        keep_model_files(hf_dir, partial_dir)
+        copy_model_files(hf_dir, partial_dir)
         (partial_dir / SOURCE_DTYPES).unlink(missing_ok=True)
         progress.finish()
         verification.tensors(partial_dir, state_dir, workers)
@@ -132,8 +132,7 @@ def _dtypes(
     """The source's own where it is known, else config.json's, else as stored."""
     known = hf_dir / SOURCE_DTYPES
     of_source = json.loads(known.read_text()) if known.is_file() else {}
-    hf = read_hf_config(hf_dir)
-    default = hf.get("dtype") or hf.get("torch_dtype")
+    default = stated_dtype(read_hf_config(hf_dir))
     found = {}
     for parameter in parameters:
         stored = str(tensors.dtype(parameter)).removeprefix("torch.")

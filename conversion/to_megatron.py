@@ -6,10 +6,10 @@ from pathlib import Path
 from alp_megatron.config.model_files import check_tensors, check_weights
 from alp_megatron.config.model_shape import ModelShape, read_model_shape
 from alp_megatron.config.schema import Config
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.model.hf_files import copy_model_files, read_hf_config
 from conversion.hf_tensors import HfTensors, weight_files
 from conversion.megatron_writer import MegatronWriter, pieces_of
-from conversion.output import fingerprint, keep_model_files, whole_or_absent
+from conversion.output import fingerprint, whole_or_absent
 from conversion.parameters import extra_state_keys, parameters_of
 from conversion.verify import Verification
 from conversion.workers import Progress, run_tasks
@@ -53,7 +53,7 @@ def hf_to_megatron(
         progress = Progress("converted", nbytes)
         run_tasks(writer.write, pieces, workers, progress)
         writer.finish(pieces, shape, layout.pipeline_model_parallel_size)
-        keep_model_files(model_dir, partial_dir)
+        copy_model_files(model_dir, partial_dir)
         _keep_dtypes(tensors, shape, partial_dir)
         progress.finish()
         verification.tensors(model_dir, state_dir, workers)

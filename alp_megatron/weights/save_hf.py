@@ -1,7 +1,6 @@
 """The export stream as a Hugging Face model directory."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.model.hf_files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.weights.export import ExportPlan
 
 MAX_SHARD_BYTES = 4 * 2**30
@@ -26,8 +25,7 @@ def save_hf(
     generation config are the source's.
     """
     source_dir = Path(source_dir)
-    hf = read_hf_config(source_dir)
-    own = getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "bfloat16")
+    own = getattr(torch, stated_dtype(read_hf_config(source_dir)) or "bfloat16")
     dtype = torch.promote_types(own, rollout_dtype)
     stream = plan.stream(dtype)
     if dist.get_rank() != 0:
@@ -48,9 +46,7 @@ def write_model(
     by `config`, and its tokenizer and generation config."""
     hf = read_hf_config(source_dir) | config
     out_dir.mkdir(parents=True, exist_ok=True)
-    for path in source_dir.iterdir():
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
-            shutil.copy(path, out_dir / path.name)
+    copy_model_files(source_dir, out_dir)
     hf.pop("torch_dtype", None)
     hf["dtype"] = str(dtype).removeprefix("torch.")
     (out_dir / "config.json").write_text(json.dumps(hf, indent=2) + "\n")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 from collections import namedtuple
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from alp_megatron.cli import main
 from tests.conversion.trips import to_hf, to_megatron
 from tests.families import SHAPES, make_family_model
+from tests.small_disk import small_disk_at
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
@@ -181,14 +181,8 @@ def test_output(capsys, tmp_path, hf):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 0.4 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=384k", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a file system here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk_at(tmp_path / "disk", "384k") as place:
+        yield place
 
 
 @pytest.mark.parametrize("workers", [1, 2])

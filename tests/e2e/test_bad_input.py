@@ -1,7 +1,6 @@
 """A user's mistake: exit code 2, one sentence that names it, and nothing made or changed."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from tests.e2e.runs import (
     the_sentence,
     train_arguments,
 )
+from tests.small_disk import small_disk_at
 
 TP = "model.tensor_model_parallel_size"
 
@@ -256,14 +256,8 @@ def test_a_mistake_in_the_config_costs_no_heavy_import(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 90 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=90m", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a file system here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk_at(tmp_path / "disk", "90m") as place:
+        yield place
 
 
 def fill(disk, leaving):

@@ -91,6 +91,7 @@ def killed(tmp_path_factory):
             run.command.end()
 
 
+@pytest.mark.slow
 def test_killed_while_steps_go_and_resumed(killed):
     """One goes on to its end; another is interrupted from the console."""
     ending, interrupted = killed["rank 1"], killed["command"]
