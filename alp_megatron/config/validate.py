@@ -31,18 +31,24 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     weights = check_weights(model_dir)
     check_tokenizer(model_dir, shape)
     check_tensors(model_dir, weights, shape)
+    check_settings(config, shape, for_training=for_training)
+    check_quantization(config, weights, shape)
+    if for_training:
+        _check_task(config)
+    return shape
+
+
+def check_settings(config: Config, shape: ModelShape, *, for_training: bool = True) -> None:
+    """All that can be checked without the weights and the data. Raises UserError."""
     check_layout(config, shape)
     _check_lengths(config, shape)
     check_servers(config)
-    check_quantization(config, weights, shape)
     _check_perturbed_layers(config, shape)
     check_noise_target(config.perturbation)
     if for_training:
         check_objective(config.objective)
         _check_batches(config)
         _check_sync_interval(config)
-        _check_task(config)
-    return shape
 
 
 def check_layout(config: Config, shape: ModelShape) -> None:
