@@ -1,4 +1,4 @@
-"""Builds models on the meta device as ranks of a run that does not exist, in layouts of any size."""
+"""Builds models on the meta device as ranks of a run that does not exist, in any layout."""
 
 from math import prod
 

@@ -1,4 +1,4 @@
-"""The configurations in `configs/` are what they say, and would be accepted with the weights there."""
+"""The configurations in `configs/` are what they say, and are accepted but for the weights."""
 
 from dataclasses import replace
 from pathlib import Path
