@@ -88,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     mismatch.add_argument("--quantizations", help="some of them, separated by commas; all else")
     mismatch.add_argument("--out", required=True, help="Markdown file to make")
 
+    compare = command("compare", _compare, "methods x mismatches x seeds: runs, table, figures")
+    compare.add_argument("config", help="YAML file, as in configs/comparisons")
+    compare.add_argument("overrides", **overrides)
+    compare.add_argument("--methods", help="separated by commas; those of the file else")
+    compare.add_argument("--mismatch", help="some of the file's, separated by commas; all else")
+    compare.add_argument("--seeds", help="as in 1,2,3; those of the file else")
+    compare.add_argument("--parallel", type=int, help="runs at once; as the cores allow else")
+    compare.add_argument("--dry-run", action="store_true", help="print the runs that are due")
+    compare.add_argument("--table-only", action="store_true", help="of the runs that are there")
+
     quantize = command("quantize", _quantize, "make a quantised checkpoint for vLLM with ModelOpt")
     quantize.add_argument("--hf", required=True, help="Hugging Face model directory")
     quantize.add_argument("--out", required=True, help="directory to make")
@@ -166,6 +176,12 @@ def _mismatch(arguments) -> int:
     from alp_megatron.commands.mismatch import mismatch
 
     return mismatch(arguments)
+
+
+def _compare(arguments) -> int:
+    from alp_megatron.commands.compare import compare
+
+    return compare(arguments)
 
 
 def _quantize(arguments) -> int:

@@ -21,7 +21,9 @@ def add_launch_commands(actions, overrides: dict) -> None:
     sweep.add_argument("config", help="YAML file of a sweep, as in configs/sweeps")
     sweep.add_argument("overrides", **of_both)
     sweep.add_argument("--cluster", help="YAML file, as in configs/clusters")
-    sweep.add_argument("--local", action="store_true", help="here, one after the other")
+    sweep.add_argument(
+        "--local", action="store_true", help="here, as many at once as the cores allow"
+    )
     sweep.add_argument("--dry-run", action="store_true", help="print what would be launched")
 
     status = action("status", _status, "how runs and sweeps stand")

@@ -1,37 +1,32 @@
-"""The members of a sweep on this machine, one after the other."""
+"""The members of a sweep on this machine, one after the other or several at once."""
 
 import fcntl
-import subprocess
-import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alp_megatron.config.run_dir import LAUNCH_DIR
 from alp_megatron.errors import RunError, UserError
 from launch.manifest import Member
-from launch.status import write_status
+from launch.member_process import MemberProcess
+from launch.progress import Progress
+
+_POLL_SECONDS = 0.2
 
 
-def run_members(root: Path, members: list[Member]) -> int:
-    """Runs or resumes each; one that fails does not end the others.
+def run_members(root: Path, members: list[Member], parallel: int = 1) -> int:
+    """Runs or resumes each, `parallel` at once; one that fails does not end the others.
+
+    At Ctrl-C, and whenever else this function is left early, the running members end too.
 
     Raises:
-        UserError: another process runs members of this sweep.
+        UserError: another process runs members of this directory.
         RunError: some failed; they are named.
     """
-    failed = []
-    with open(root / ".local.lock", "w") as lock:  # Linux frees it however this process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"sweep_dir={root}: another process runs this sweep; wait for its end."
-            ) from None
-        for member in members:
-            print(f"{member.index:04d} {member.name} ...", flush=True)
-            code = _run(member.run_dir(root))
-            print(f"{member.index:04d} {'finished' if code == 0 else f'failed ({code})'}")
-            if code:
-                failed.append(member)
+    with _locked(root):
+        failed = _run(root, members, parallel)
     if failed:
         names = ", ".join(f"'{member.name}'" for member in failed)
         raise RunError(
@@ -41,17 +36,41 @@ def run_members(root: Path, members: list[Member]) -> int:
     return 0
 
 
-def _run(run_dir: Path) -> int:
-    """The exit code of one member; its output goes to launch/logs/local.log."""
-    launch = run_dir / LAUNCH_DIR
-    command = [sys.executable, "-m", "alp_megatron.cli", "train", str(launch / "config.yaml")]
-    if (run_dir / "config.yaml").is_file():
-        command.append("--resume")
-    for leftover in ("stop", "stopped"):
-        (run_dir / leftover).unlink(missing_ok=True)
-    write_status(run_dir, "running")
-    with open(launch / "logs" / "local.log", "a") as log:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
-    ended = "stopped" if (run_dir / "stopped").exists() else "finished"
-    write_status(run_dir, "failed" if code else ended, exit_code=code)
-    return code
+def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
+    """Those that failed, in the order of their numbers."""
+    waiting = deque(members)
+    running: list[MemberProcess] = []
+    failed: list[Member] = []
+    progress = Progress(root, members)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                member = waiting.popleft()
+                running.append(MemberProcess(member, member.run_dir(root)))
+                progress.started(member)
+            for process in [process for process in running if process.ended()]:
+                running.remove(process)
+                progress.ended(process.member, process.exit_code)
+                if process.exit_code:
+                    failed.append(process.member)
+            progress.show([process.member for process in running])
+            time.sleep(_POLL_SECONDS if running else 0)
+    finally:
+        for process in running:
+            process.interrupt()
+        for process in running:
+            process.wait_or_kill()
+        progress.close()
+    return sorted(failed, key=lambda member: member.index)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    with open(root / ".local.lock", "w") as lock:  # Linux frees it however this process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{root}: another process runs its members; wait for its end."
+            ) from None
+        yield

@@ -8,6 +8,7 @@ from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
 from launch.cluster import ClusterConfig, load_cluster, split_overrides
+from launch.cores import runs_at_once
 from launch.local import run_members
 from launch.manifest import Member, extended, read_manifest, write_manifest
 from launch.render import LOGS, render
@@ -41,7 +42,10 @@ def sweep(arguments: Namespace) -> int:
     print(f"{root}: {len(members)} members, {skipped} finished or running, {len(due)} to launch")
     if not due:
         return 0
-    return _submit(script, root, due) if script else run_members(root, due)
+    if script:
+        return _submit(script, root, due)
+    fitting = runs_at_once(configs[member.index] for member in due)
+    return run_members(root, due, min(fitting, config.max_parallel or fitting))
 
 
 def _submit(script: str, root: Path, due: list[Member]) -> int:

@@ -34,9 +34,10 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
         raise UserError(
             f"run_dir={run_dir} cannot be made: {error.strerror}; choose another run_dir."
         ) from error
+    # config.yaml first: with it, a run that is killed here can be resumed.
+    write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
     record = json.dumps(environment(config), indent=2) + "\n"
     write_atomic(run_dir / "environment.json", record.encode())
-    write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
     return run_dir
 
 

@@ -1,0 +1,1 @@
+"""Full runs of several methods and seeds under controlled mismatches: planned, run, tabulated."""

@@ -1,0 +1,64 @@
+"""Figure 1: evaluation score and training reward by step, a column a mismatch."""
+
+import io
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from alp_megatron.comparison.bootstrap import mean_band
+from alp_megatron.comparison.styles import Style, styles
+from alp_megatron.diagnostics.figures import STYLE, scores, series
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
+Runs = dict[str, dict[str, list[list[dict]]]]  # mismatch: {method: [records of a run]}
+_ROWS = {
+    "evaluation score (mean reward, no noise)": scores,
+    "training reward (mean)": lambda records: series(records, "reward/mean"),
+}
+
+
+def draw_scores(runs: Runs) -> bytes:
+    """A PNG: the mean over the seeds of each method, with its 95 % bootstrap band."""
+    looks = styles([method for methods in runs.values() for method in methods])
+    with rc_context(STYLE):
+        rows = -(-len(looks) // 4)
+        height = 5.6 + 0.25 * rows
+        figure = Figure(figsize=(max(6.4, 4.4 * len(runs)), height), layout="constrained")
+        grid = figure.subplots(len(_ROWS), len(runs), sharex="col", sharey="row", squeeze=False)
+        for column, (mismatch, methods) in enumerate(runs.items()):
+            for row, (label, curve_of) in enumerate(_ROWS.items()):
+                axes = grid[row, column]
+                for method, of_seeds in methods.items():
+                    draw_mean(axes, [curve_of(records) for records in of_seeds], looks[method])
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                if column == 0:
+                    axes.set_ylabel(label)
+            grid[0, column].set_title(mismatch)
+            grid[-1, column].set_xlabel("training step")
+        handles, labels = legend_entries(grid.flat)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=160)
+    return png.getvalue()
+
+
+def draw_mean(axes: Axes, curves: list[Curve], look: Style) -> None:
+    """The mean of curves over the same steps. Steps that not all of them have are left out."""
+    common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
+    values = np.stack([v[np.isin(steps, common)] for steps, v in curves])
+    low, high = mean_band(values)
+    if low is not None:
+        axes.fill_between(common, low, high, color=look.color, alpha=0.15, lw=0)
+    axes.plot(common, values.mean(axis=0), color=look.color, ls=look.dashes, label=look.name)
+
+
+def legend_entries(panels) -> tuple[list, list[str]]:
+    """Each method once, whichever panels it is in."""
+    entries = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    return list(entries.values()), list(entries)
