@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alp_megatron.comparison.bootstrap import mean_band
-from alp_megatron.comparison.styles import Style, styles
-from alp_megatron.diagnostics.figures import STYLE, scores, series
+from alp_megatron.diagnostics.figures import scores, series
+from alp_megatron.diagnostics.palette import STYLE, series_style
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
 Runs = dict[str, dict[str, list[list[dict]]]]  # mismatch: {method: [records of a run]}
@@ -22,17 +22,17 @@ _ROWS = {
 
 def draw_scores(runs: Runs) -> bytes:
     """A PNG: the mean over the seeds of each method, with its 95 % bootstrap band."""
-    looks = styles([method for methods in runs.values() for method in methods])
+    names = list(dict.fromkeys(method for methods in runs.values() for method in methods))
     with rc_context(STYLE):
-        rows = -(-len(looks) // 4)
-        height = 5.6 + 0.25 * rows
+        height = 5.6 + 0.25 * -(-len(names) // 4)  # the legend has four columns
         figure = Figure(figsize=(max(6.4, 4.4 * len(runs)), height), layout="constrained")
         grid = figure.subplots(len(_ROWS), len(runs), sharex="col", sharey="row", squeeze=False)
         for column, (mismatch, methods) in enumerate(runs.items()):
             for row, (label, curve_of) in enumerate(_ROWS.items()):
                 axes = grid[row, column]
                 for method, of_seeds in methods.items():
-                    draw_mean(axes, [curve_of(records) for records in of_seeds], looks[method])
+                    curves = [curve_of(records) for records in of_seeds]
+                    draw_mean(axes, curves, method, series_style(names.index(method)))
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 if column == 0:
                     axes.set_ylabel(label)
@@ -45,14 +45,14 @@ def draw_scores(runs: Runs) -> bytes:
     return png.getvalue()
 
 
-def draw_mean(axes: Axes, curves: list[Curve], look: Style) -> None:
+def draw_mean(axes: Axes, curves: list[Curve], label: str, style: dict) -> None:
     """The mean of curves over the same steps. Steps that not all of them have are left out."""
     common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
     values = np.stack([v[np.isin(steps, common)] for steps, v in curves])
     low, high = mean_band(values)
     if low is not None:
-        axes.fill_between(common, low, high, color=look.color, alpha=0.15, lw=0)
-    axes.plot(common, values.mean(axis=0), color=look.color, ls=look.dashes, label=look.name)
+        axes.fill_between(common, low, high, color=style["color"], alpha=0.15, lw=0)
+    axes.plot(common, values.mean(axis=0), label=label, **style)
 
 
 def legend_entries(panels) -> tuple[list, list[str]]:
