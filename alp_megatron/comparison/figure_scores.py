@@ -15,8 +15,8 @@ from alp_megatron.diagnostics.palette import STYLE, series_style
 Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
 Runs = dict[str, dict[str, list[list[dict]]]]  # mismatch: {method: [records of a run]}
 _ROWS = {
-    "evaluation score (mean reward, no noise)": scores,
-    "training reward (mean)": lambda records: series(records, "reward/mean"),
+    "evaluation score\n(mean reward)": scores,
+    "training reward\n(mean)": lambda records: series(records, "reward/mean"),
 }
 
 

@@ -217,8 +217,8 @@ def test_figure_1_names_its_axes_and_methods(monkeypatch):
     (figure,) = drawn
     panels = figure.get_axes()
     assert [axes.get_xlabel() for axes in panels] == ["", "", "training step", "training step"]
-    assert panels[0].get_ylabel() == "evaluation score (mean reward, no noise)"
-    assert panels[2].get_ylabel() == "training reward (mean)"
+    assert panels[0].get_ylabel() == "evaluation score\n(mean reward)"
+    assert panels[2].get_ylabel() == "training reward\n(mean)"
     assert [axes.get_title() for axes in panels[:2]] == ["none", "int4"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["alp", "grpo"]
