@@ -190,6 +190,12 @@ class LoggingConfig(Section):
         description="in steps, of mismatch/*; costs a forward pass where the method makes none "
         "at the old weights; 0 for never",
     )
+    envelope_interval: int = Field(
+        10,
+        ge=0,
+        description="in steps, of envelopes/ and its metrics; the last step has them too; costs a "
+        "forward pass where the method has noise; 0 for never",
+    )
     save_rollouts: int = Field(16, ge=0, description="samples of each step kept in rollouts/")
 
 

@@ -20,7 +20,8 @@ def required_keys(num_layers: int) -> list[str]:
     """Every key of one step's record, for a model of that many layers.
 
     `mismatch/*` is there every `logging.clean_mismatch_interval` steps, `correction/*` where the
-    objective corrects. `time/old_logprobs` and `time/clean_logprobs` are parts of `time/train`.
+    objective corrects, `envelope_keys` on steps that write envelopes/. `time/old_logprobs`,
+    `time/clean_logprobs` and `time/envelope` are parts of `time/train`.
     `eval/score` is the latest evaluation's; the optional `eval/step` says of which step.
     """
     return [
@@ -42,10 +43,22 @@ def required_keys(num_layers: int) -> list[str]:
         *(f"time/{name}" for name in (*PHASES, "total")),
         "time/old_logprobs",
         "time/clean_logprobs",
+        "time/envelope",
         "tokens/prompt",
         "tokens/response",
         "throughput/rollout_tokens_per_s",
         "throughput/train_tokens_per_s",
         "policy_version/lag_mean",
         "policy_version/lag_max",
+    ]
+
+
+def envelope_keys() -> list[str]:
+    """What `ratio/*` and `mismatch_perturbed/*` would be without the noise, at the same weights.
+
+    `mismatch/*` is clean as well, but of the weights that sampled, before any update.
+    """
+    return [
+        *(f"ratio_clean/{name}" for name in RATIO + CLIP),
+        *(f"mismatch_clean/{name}" for name in MISMATCH),
     ]

@@ -12,8 +12,9 @@ def ratio_metrics(
     clip_low: ArrayLike,
     clip_high: ArrayLike,
     dual_clip: ArrayLike,
+    prefix: str = "ratio",
 ) -> dict[str, float]:
-    """`ratio/...` over the unmasked tokens, in fp64; all arguments [t], numpy or CPU tensors.
+    """`{prefix}/...` over the unmasked tokens, in fp64; all arguments [t], numpy or CPU tensors.
 
     `log_ratio` is the objective's, so already clamped. `std` is the population's; percentiles
     interpolate linearly; the clip metrics are shares of the unmasked tokens. At sequence
@@ -28,4 +29,4 @@ def ratio_metrics(
     flags = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
     for name, flag in flags.items():
         values[name] = np.asarray(flag)[keep].sum() / ratio.size
-    return {f"ratio/{name}": float(value) for name, value in values.items()}
+    return {f"{prefix}/{name}": float(value) for name, value in values.items()}

@@ -8,6 +8,7 @@ from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
 from alp_megatron.trainer.checkpoint import save_checkpoint
+from alp_megatron.trainer.envelopes import has_envelope
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.trainer.policy_update import update_policy
 from alp_megatron.trainer.record import step_record
@@ -35,12 +36,16 @@ def train(run: Run) -> bool:
 
         with phase("train", seconds):
             old = old_logprobs(run, step, trajectories, seconds)
+            both = has_envelope(config, step)
             updates = [
-                update_policy(learner, minibatch, old, NoiseKey(config.seed, step, index))
+                update_policy(
+                    learner, minibatch, old, NoiseKey(config.seed, step, index), measure_clean=both
+                )
                 for index, minibatch in enumerate(
                     minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
                 )
             ]
+            seconds["envelope"] = sum(update.clean_seconds for update in updates)
         done = step + 1
         last = done == config.trainer.steps
         synced = last or done % config.rollout.sync_interval == 0

@@ -11,6 +11,7 @@ from alp_megatron.diagnostics.health import new_warnings
 from alp_megatron.diagnostics.recorder import Recorder
 from alp_megatron.diagnostics.report import write_report
 from alp_megatron.runtime.process_groups import Rank
+from alp_megatron.trainer.envelopes import token_ratios
 from alp_megatron.trajectory import Trajectory
 
 
@@ -36,12 +37,16 @@ class Output:
         print(text, flush=True)
 
     def write(self, step: int, record: dict, trajectories: list[Trajectory], updates: list) -> None:
-        """One finished step: its line, its record, a few of its rollouts."""
+        """One finished step: its line, its record, a few of its rollouts, its envelope's data."""
         record = {"step": step} | record
         self._recorder.write(step, record)
         kept = trajectories[: self._config.logging.save_rollouts]
         lines = "".join(json.dumps(asdict(t)) + "\n" for t in kept)
         write_atomic(self._run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines.encode())
+        if updates[0].clean is not None:
+            envelopes = self._run_dir / "envelopes"
+            envelopes.mkdir(exist_ok=True)
+            token_ratios(trajectories, updates).save(envelopes / f"step_{step:06d}.npz")
         if self._header_due:
             self.say(header())
             self._header_due = False

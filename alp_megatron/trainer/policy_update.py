@@ -1,5 +1,6 @@
 """One policy update over the whole run's ranks."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,9 @@ class UpdateRecord:
         loss: the global loss.
         noise_changed, noise_total: hidden elements that the noise changed, and that got noise.
         computed_tokens, padding_tokens: rows that went through the model, and those of no use.
+        clean: the same arrays without the noise, at the weights that the update started from;
+            None where that was not asked for.
+        clean_seconds: what they took, as this rank sees it.
     """
 
     tokens: dict[str, np.ndarray]
@@ -38,6 +42,8 @@ class UpdateRecord:
     noise_total: int
     computed_tokens: int
     padding_tokens: int
+    clean: dict[str, np.ndarray] | None = None
+    clean_seconds: float = 0.0
 
 
 def update_policy(
@@ -45,17 +51,21 @@ def update_policy(
     trajectories: list[Trajectory],
     old_logprobs: dict[int, Tensor] | None,
     key: NoiseKey,
+    *,
+    measure_clean: bool = False,
 ) -> UpdateRecord:
     """One optimizer update on one mini-batch. A collective call of the whole run.
 
-    `old_logprobs`, by sample id, may be None where `needs_old_logprobs` says so.
+    Args:
+        old_logprobs: by sample id; may be None where `needs_old_logprobs` says so.
+        measure_clean: fill in the record's `clean`, by one more forward if the method has noise.
     """
     config = learner.config
     method = METHODS[config.objective.method]
     data = MiniBatch.of(config.objective, trajectories, old_logprobs)
     batches = replica_microbatches(learner, [as_sequence(t) for t in trajectories])
 
-    def loss(logprobs: Tensor, entropies: Tensor, batch: MicroBatch):
+    def observe(logprobs: Tensor, entropies: Tensor, batch: MicroBatch):
         inputs = data.loss_inputs(logprobs, batch)
         output = policy_objective(config.objective, inputs)
         tokens = {
@@ -69,20 +79,32 @@ def update_policy(
         }
         if inputs.correction is not None:
             tokens["weight"], tokens["kept"] = inputs.correction.weight, inputs.correction.kept
-        tokens = {name: t.detach().cpu().numpy() for name, t in tokens.items()}
-        return output.loss, {"tokens": tokens, "loss": float(output.loss.detach())}
+        return output.loss, {name: t.detach().cpu().numpy() for name, t in tokens.items()}
+
+    def loss(*output):
+        value, tokens = observe(*output)
+        return value, {"tokens": tokens, "loss": float(value.detach())}
+
+    started, clean = time.perf_counter(), None
+    if measure_clean and method.perturbed:
+        seen = learner.forward(batches, config.rollout.temperature, lambda *o: observe(*o)[1])
+        clean = _by_sample(gather_from_replicas(seen))
+    clean_seconds = time.perf_counter() - started
 
     with perturbation(key if method.perturbed else None):
         result = learner.update(batches, config.rollout.temperature, loss)
 
     kept = gather_from_replicas(result.kept)
     counts = _total_counts(batches)
+    tokens = _by_sample([k["tokens"] for k in kept])
     return UpdateRecord(
-        _by_sample([k["tokens"] for k in kept]),
+        tokens,
         sum(k["loss"] for k in kept),
         result.grad_norm,
         result.skipped,
         *counts,
+        clean=tokens if measure_clean and not method.perturbed else clean,
+        clean_seconds=clean_seconds,
     )
 
 

@@ -23,21 +23,11 @@ def step_record(
         trajectories: the step's samples.
         clean: unperturbed log-probabilities by sample id, at the weights that sampled; None
             leaves out `mismatch/`.
-        updates: in order; `loss/`, `entropy`, `ratio/` and `mismatch_perturbed/` are of those
-            that were made: a skipped one may hold numbers that are not finite.
+        updates: in order.
         sigmas: by layer, after the updates; zeros where the method has no noise.
         version: of the trainer's weights when the updates began.
         seconds: by phase.
     """
-    by_id = sorted(trajectories, key=lambda t: t.sample_id)
-    flat = {
-        "rollout": _concat([t.rollout_logprobs for t in by_id]),
-        "mask": _concat([t.loss_mask for t in by_id]),
-        "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
-    }
-    pooled = _pool(updates)
-    mask = flat["mask"]
-    made_mask = mask * pooled["made"]
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
     computed = sum(u.computed_tokens for u in updates)
@@ -45,29 +35,12 @@ def step_record(
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
-        "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
-        "entropy": _mean(pooled["entropies"][made_mask > 0]),
-        **ratio_metrics(
-            pooled["log_ratio"],
-            made_mask,
-            pooled["clip_low"],
-            pooled["clip_high"],
-            pooled["dual_clip"],
-        ),
-        **({} if clean is None else _clean_mismatch(clean, by_id, flat)),
-        **mismatch_metrics(
-            pooled["logprobs"], flat["rollout"], made_mask, flat["index"], "mismatch_perturbed"
-        ),
-        **correction_metrics(pooled, made_mask),
+        **update_metrics(trajectories, updates),
+        **({} if clean is None else _clean_mismatch(clean, trajectories)),
         "alp/sigma_mean": float(np.mean(sigmas)),
         "alp/sigma_min": min(sigmas),
         "alp/sigma_max": max(sigmas),
         **{f"alp/sigma_layer_{i}": sigma for i, sigma in enumerate(sigmas)},
-        "alp/effective_fraction": _share(
-            sum(u.noise_changed for u in updates), sum(u.noise_total for u in updates)
-        ),
-        "updates/skipped": sum(u.skipped for u in updates),
         "tokens/prompt": sum(len(t.prompt_ids) for t in trajectories),
         "tokens/response": response,
         "tokens/padding_share": _share(sum(u.padding_tokens for u in updates), computed),
@@ -79,14 +52,60 @@ def step_record(
     }
 
 
-def _clean_mismatch(clean: dict, by_id: list[Trajectory], flat: dict) -> dict[str, float]:
-    logprobs = _concat([clean[t.sample_id] for t in by_id])
+def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) -> dict[str, float]:
+    """The metrics of updates on all of these samples, over those updates that were made.
+
+    A skipped one may hold numbers that are not finite. With `envelope_keys` where every update
+    has its `clean` arrays.
+    """
+    flat = _flat(trajectories)
+    pooled = _pool(updates, [u.tokens for u in updates])
+    mask = flat["mask"] * pooled["made"]
+    metrics = {
+        "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
+        "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
+        "entropy": _mean(pooled["entropies"][mask > 0]),
+        **_numerator_metrics(pooled, mask, flat, "ratio", "mismatch_perturbed"),
+        **correction_metrics(pooled, mask),
+        "alp/effective_fraction": _share(
+            sum(u.noise_changed for u in updates), sum(u.noise_total for u in updates)
+        ),
+        "updates/skipped": sum(u.skipped for u in updates),
+    }
+    clean = [u.clean for u in updates if u.clean is not None]
+    if len(clean) == len(updates):
+        pooled = _pool(updates, clean)
+        metrics |= _numerator_metrics(pooled, mask, flat, "ratio_clean", "mismatch_clean")
+    return metrics
+
+
+def _numerator_metrics(pooled: dict, mask: np.ndarray, flat: dict, ratio: str, mismatch: str):
+    flags = [pooled[name] for name in ("clip_low", "clip_high", "dual_clip")]
+    return {
+        **ratio_metrics(pooled["log_ratio"], mask, *flags, ratio),
+        **mismatch_metrics(pooled["logprobs"], flat["rollout"], mask, flat["index"], mismatch),
+    }
+
+
+def _flat(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
+    """Arrays over the response tokens, ordered by sample id, which is their `index`."""
+    by_id = sorted(trajectories, key=lambda t: t.sample_id)
+    return {
+        "rollout": _concat([t.rollout_logprobs for t in by_id]),
+        "mask": _concat([t.loss_mask for t in by_id]),
+        "index": np.repeat([t.sample_id for t in by_id], [len(t.response_ids) for t in by_id]),
+    }
+
+
+def _clean_mismatch(clean: dict, trajectories: list[Trajectory]) -> dict[str, float]:
+    flat = _flat(trajectories)
+    logprobs = _concat([clean[i] for i in sorted(t.sample_id for t in trajectories)])
     return mismatch_metrics(logprobs, flat["rollout"], flat["mask"], flat["index"], "mismatch")
 
 
-def _pool(updates: list[UpdateRecord]) -> dict[str, np.ndarray]:
+def _pool(updates: list[UpdateRecord], tokens: list[dict]) -> dict[str, np.ndarray]:
     """The updates' tokens ordered by sample id, and which of them are of an update `made`."""
-    pooled = {name: np.concatenate([u.tokens[name] for u in updates]) for name in updates[0].tokens}
+    pooled = {name: np.concatenate([of[name] for of in tokens]) for name in tokens[0]}
     pooled["made"] = np.concatenate(
         [np.full(len(u.tokens["sample_id"]), not u.skipped) for u in updates]
     )

@@ -118,13 +118,22 @@ def step_records(config, rank, trajectories: list, objectives: list) -> list[dic
         learner = Learner(config, rank.device)
         clean = token_logprobs(learner, [as_sequence(t) for t in trajectories])
         updates = [
-            update_policy(learner, half, clean, NoiseKey(7, 3, index))
+            update_policy(learner, half, clean, NoiseKey(7, 3, index), measure_clean=True)
             for index, half in enumerate(minibatches(trajectories, NUM_SAMPLES // 2, 7, 3))
         ]
         scales = sigmas(learner.chunks, config.perturbation.sigma0)
         seconds = {"rollout": 1.0, "train": 1.0}
         records.append(step_record(trajectories, clean, updates, scales, 0, seconds))
     return records
+
+
+def update_and_clean(config, rank, trajectories: list, measure_clean: bool) -> dict:
+    """Log-probabilities, an update, log-probabilities: all by sample id."""
+    learner = Learner(config, rank.device)
+    sequences = [as_sequence(t) for t in trajectories]
+    before = token_logprobs(learner, sequences)
+    record = update_policy(learner, trajectories, None, KEY, measure_clean=measure_clean)
+    return {"before": before, "record": record, "after": token_logprobs(learner, sequences)}
 
 
 def exported(config, rank) -> dict:

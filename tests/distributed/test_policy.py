@@ -56,6 +56,41 @@ def test_without_sigma_alp_is_bitwise_bypass(workers, tied_model, layout, level)
         np.testing.assert_array_equal(results[0]["tokens"]["logprobs"], other["tokens"]["logprobs"])
 
 
+@pytest.mark.parametrize("layout, method", [(None, "alp"), ("tp2-sp", "alp"), (None, "bypass")])
+def test_the_clean_numerator_is_that_before_the_update(workers, tied_model, layout, method):
+    config = config_for(
+        tied_model,
+        layout,
+        objective={"method": method},
+        perturbation={"sigma0": 0.05},
+        trainer={"lr": 1e-3},
+    )
+    measured, plain = (
+        workers.run(
+            JOBS + "update_and_clean",
+            config,
+            processes_of(layout),
+            trajectories=some_trajectories(),
+            measure_clean=measure,
+        )[0]
+        for measure in (True, False)
+    )
+    record = measured["record"]
+    before, after = (
+        torch.cat([measured[name][t.sample_id] for t in some_trajectories()]).numpy()
+        for name in ("before", "after")
+    )
+    np.testing.assert_array_equal(record.clean["logprobs"], before)
+    assert abs(after - before).max() > 1e-3
+    noise = abs(record.tokens["logprobs"] - before).max()
+    assert noise > 1e-3 if method == "alp" else noise == 0
+    # Looking on changes nothing.
+    assert plain["record"].clean is None
+    assert plain["record"].grad_norm == record.grad_norm
+    for sample_id, logprobs in plain["after"].items():
+        assert torch.equal(logprobs, measured["after"][sample_id])
+
+
 def test_grpo_takes_the_ratio_to_old_logprobs(workers, tied_model):
     trajectories = some_trajectories()
     shift = {t.sample_id: torch.full((len(t.response_ids),), -4.0) for t in trajectories}

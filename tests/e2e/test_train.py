@@ -5,17 +5,24 @@ import math
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from alp_megatron.config.load import load_config
-from alp_megatron.diagnostics.keys import required_keys
+from alp_megatron.diagnostics.keys import envelope_keys, required_keys
+from alp_megatron.diagnostics.mismatch import mismatch_metrics
+from alp_megatron.diagnostics.token_ratios import TokenRatios
 from tests.distributed.layouts import some_trajectories
 from tests.distributed.workers import Workers
 from tests.e2e.runs import BASE_MODEL, QUICKSTART, QUIET, REPO, SMALL, records, run, train_arguments
 
 LAYERS = 4
 SAMPLES = 8 * 4  # of one step, see SMALL
-EVERY_STEP = ["trainer.save_interval=1", "evaluation.interval=1"]
+EVERY_STEP = [
+    "trainer.save_interval=1",
+    "evaluation.interval=1",
+    "logging.envelope_interval=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,7 @@ def test_the_run_directory_holds_what_is_promised(finished, directory):
         "environment.json",
         "metrics.jsonl",
         "rollouts",
+        "envelopes",
         "checkpoints",
         "figures",
         "report.html",
@@ -84,12 +92,32 @@ def test_every_metric_is_there_and_finite(finished, directory):
     lines = records(directory / "run")
     assert [line["step"] for line in lines] == [0, 1]
     for line in lines:
-        assert set(required_keys(LAYERS)) <= line.keys()
+        assert {*required_keys(LAYERS), *envelope_keys()} <= line.keys()
         assert all(math.isfinite(v) for v in line.values() if not isinstance(v, str))
         assert line["tokens/padding_share"] < 0.05
         assert line["alp/effective_fraction"] > 0.5
         assert line["updates/skipped"] == 0 and line["grad_norm"] > 0
         assert line["policy_version/lag_max"] == 0
+
+
+def test_the_envelope_s_tokens_give_the_record_s_metrics(finished, directory):
+    for line in records(directory / "run"):
+        path = directory / "run" / "envelopes" / f"step_{line['step']:06d}.npz"
+        tokens = TokenRatios.load(path)
+        assert len(tokens.update) == line["tokens/response"]
+        assert set(tokens.update.tolist()) == {0, 1}
+        assert set(tokens.sample_id // SAMPLES) == {line["step"]}
+        for prefix in ("mismatch_clean", "mismatch_perturbed"):
+            logprobs = getattr(tokens, prefix.replace("mismatch_", "") + "_logprobs")
+            ours = mismatch_metrics(
+                logprobs,
+                tokens.rollout_logprobs,
+                np.ones_like(tokens.update),
+                tokens.sample_id,
+                prefix,
+            )
+            for key, value in ours.items():  # rollouts are rounded to float32
+                assert value == pytest.approx(line[key], rel=1e-5, abs=1e-9), key
 
 
 def test_the_score_is_the_summary_and_the_console_s(finished, directory):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.keys import required_keys
+from alp_megatron.diagnostics.keys import envelope_keys, required_keys
 from alp_megatron.trainer.policy_update import UpdateRecord
 from alp_megatron.trainer.record import step_record
 from alp_megatron.trajectory import Trajectory
@@ -34,7 +34,7 @@ def update(trajectories, logprobs, skipped=False):
 def record(updates, trajectories, measured=True):
     clean = {t.sample_id: np.array(t.rollout_logprobs) for t in trajectories}
     seconds = {"rollout": 1.0, "reward": 0.1, "train": 2.0, "sync": 0.1, "total": 3.2}
-    seconds |= {"old_logprobs": 0.0, "clean_logprobs": 0.5}
+    seconds |= {"old_logprobs": 0.0, "clean_logprobs": 0.5, "envelope": 0.0}
     return step_record(trajectories, clean if measured else None, updates, [0.1, 0.3], 5, seconds)
 
 
@@ -56,6 +56,24 @@ def test_every_key_and_hand_worked_values():
     assert result["tokens/padding_share"] == pytest.approx(2 / 40)
     assert result["throughput/rollout_tokens_per_s"] == 5
     assert result["policy_version/lag_max"] == 1
+
+
+def test_the_clean_numerator_has_its_own_metrics():
+    first, second = update([SECOND], -0.5), update([FIRST], -1.0)
+    assert not set(envelope_keys()) & record([first, second], [FIRST, SECOND]).keys()
+    for made, clean in ((first, -0.75), (second, -1.5)):
+        made.clean = made.tokens | {
+            "logprobs": np.full_like(made.tokens["logprobs"], clean),
+            "log_ratio": np.full_like(made.tokens["logprobs"], clean + 1.0),
+        }
+    first.clean["clip_high"] = np.array([True, False, False])
+    result = record([first, second], [FIRST, SECOND])
+    assert set(envelope_keys()) <= result.keys()
+    assert result["mismatch_clean/k1"] == pytest.approx((2 * 0.5 - 3 * 0.25) / 5)
+    assert result["mismatch_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
+    assert result["ratio_clean/mean"] == pytest.approx((2 * np.exp(-0.5) + 3 * np.exp(0.25)) / 5)
+    assert result["ratio_clean/clip_high"] == pytest.approx(1 / 5)
+    assert result["ratio/clip_high"] == 0
 
 
 def test_a_skipped_update_leaves_no_number_that_is_not_finite():
