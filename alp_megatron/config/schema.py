@@ -11,6 +11,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Fp8Config(Section):
+    """FP8 for the decoder's linear layers: Transformer Engine's on CUDA, elsewhere emulated
+    (docs/fp8.md)."""
+
+    format: Literal["e4m3", "hybrid"] = Field(
+        "hybrid", description="of the gradients: e4m3, or e5m2 (hybrid); all else is e4m3"
+    )
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
+    amax_history_len: int = Field(1024, ge=1, description="in micro-batches, for delayed")
+    amax_compute_algo: Literal["max", "most_recent"] = Field(
+        "max", description="which amax of the history makes the scale, for delayed"
+    )
+    margin: int = Field(0, ge=0, le=16, description="scales are divided by 2^margin, for delayed")
+    num_layers_at_start_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
+    num_layers_at_end_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
+    fp8_param_gather: bool = Field(
+        False, description="CUDA: hold and gather the parameters themselves in FP8"
+    )
+
+
 class ModelConfig(Section):
     path: str = Field(description="Hugging Face model directory: config.json, weights, tokenizer")
     params_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -23,6 +43,7 @@ class ModelConfig(Section):
     sequence_parallel: bool = False
     recompute_granularity: Literal["none", "selective", "full"] = "none"
     fp32_residual_connection: bool = False
+    fp8: Fp8Config | None = Field(None, description="null for training without FP8")
     logprob_chunk_tokens: int = Field(
         1024, ge=1, description="tokens whose fp32 logits are held at once"
     )

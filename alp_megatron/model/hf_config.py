@@ -7,7 +7,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alp_megatron.config.model_shape import Experts, ModelShape
 from alp_megatron.config.rope import Rope
-from alp_megatron.config.schema import Config, PerturbationConfig
+from alp_megatron.config.schema import Config, Fp8Config, PerturbationConfig
+from alp_megatron.fp8.megatron import fp8_settings
 
 
 @dataclass
@@ -15,6 +16,7 @@ class PolicyConfig(TransformerConfig):
     """Megatron's configuration and what this project's layers and head need beside it."""
 
     perturbation: PerturbationConfig | None = None
+    emulated_fp8: Fp8Config | None = None
     logprob_chunk_tokens: int = 1024
     vocab_size: int = 0
     rope: Rope = field(default_factory=Rope)
@@ -63,6 +65,7 @@ def policy_config(config: Config, shape: ModelShape) -> PolicyConfig:
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         perturbation=config.perturbation,
+        **fp8_settings(model.fp8),
         logprob_chunk_tokens=model.logprob_chunk_tokens,
         vocab_size=shape.vocab_size,
         rope=shape.rope,

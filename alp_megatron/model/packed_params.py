@@ -6,6 +6,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from alp_megatron.fp8.scope import Fp8Pass
 from alp_megatron.model.attention import AttentionLayout
 from alp_megatron.model.microbatch import MicroBatch
 from alp_megatron.perturbation import NoisePlan, current_key
@@ -23,6 +24,7 @@ class PackedParams(PackedSeqParams):
     sample_ids: Tensor | None = None
     attention_layout: AttentionLayout | None = None
     noise: NoisePlan | None = None
+    fp8: Fp8Pass | None = None
     predict_rows: Tensor | None = None
     targets: Tensor | None = None
     temperature: float = 1.0

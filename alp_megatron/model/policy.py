@@ -1,9 +1,11 @@
 """The policy network: Megatron's GPT model with a log-probability head."""
 
+import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from alp_megatron.fp8.scope import Fp8Pass
 from alp_megatron.model.hf_config import PolicyConfig, padded_vocab_size
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.microbatch import MicroBatch
@@ -43,6 +45,8 @@ class PolicyModel(GPTModel):
             tp_size=self.config.tensor_model_parallel_size,
             sequence_parallel=self.config.sequence_parallel,
         )
+        if self.config.emulated_fp8 is not None:
+            params.fp8 = Fp8Pass(params.sample_ids[:, None] >= 0, records=torch.is_grad_enabled())
         return super().forward(
             input_ids=batch.tokens[None],
             position_ids=batch.positions[None],

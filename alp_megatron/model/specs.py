@@ -7,14 +7,15 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
 
+from alp_megatron.fp8.linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 from alp_megatron.model.attention import PackedAttention
+from alp_megatron.model.hf_config import PolicyConfig
 from alp_megatron.model.norm import RMSNorm
 from alp_megatron.perturbation.layer import PerturbedTransformerLayer
 
 
-def block_spec(config: TransformerConfig, layers_of_this_stage: int) -> TransformerBlockSubmodules:
+def block_spec(config: PolicyConfig, layers_of_this_stage: int) -> TransformerBlockSubmodules:
     """The decoder block of one pipeline stage."""
     kind = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     if torch.cuda.is_available():
@@ -23,6 +24,8 @@ def block_spec(config: TransformerConfig, layers_of_this_stage: int) -> Transfor
         layer, final_norm = get_gpt_layer_with_transformer_engine_spec(**kind), TENorm
     else:
         layer, final_norm = _local_layer_spec(**kind), RMSNorm
+        if config.emulated_fp8 is not None:
+            _use_emulated_fp8(layer)
     layer.module = PerturbedTransformerLayer
     return TransformerBlockSubmodules(
         layer_specs=[layer] * layers_of_this_stage, layer_norm=final_norm
@@ -38,3 +41,10 @@ def _local_layer_spec(*, qk_layernorm: bool, **kind) -> ModuleSpec:
     if qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer
+
+
+def _use_emulated_fp8(layer: ModuleSpec) -> None:
+    """The four linear layers; attention's core, norms, embedding and head stay as they are."""
+    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    attention.linear_qkv, mlp.linear_fc1 = Fp8ColumnParallelLinear, Fp8ColumnParallelLinear
+    attention.linear_proj, mlp.linear_fc2 = Fp8RowParallelLinear, Fp8RowParallelLinear

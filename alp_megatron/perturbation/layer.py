@@ -1,9 +1,11 @@
 """Megatron's transformer layer with noise on its input."""
 
 import torch
+from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from alp_megatron.fp8.scope import fp8_pass
 from alp_megatron.perturbation.autograd import add_noise
 
 
@@ -43,7 +45,13 @@ class PerturbedTransformerLayer(TransformerLayer):
                 self.layer_number - 1,
                 settings.sigma_mode,
             )
-        return super().forward(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
+        fp8 = getattr(packed_seq_params, "fp8", None)
+        if fp8 is not None and is_first_last_bf16_layer(self.config, self.layer_number - 1):
+            fp8 = None
+        with fp8_pass(fp8):
+            return super().forward(
+                hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
+            )
 
     def perturbs(self) -> bool:
         """Whether a noise plan reaches this layer's hidden states."""

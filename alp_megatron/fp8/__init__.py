@@ -1,0 +1,1 @@
+"""FP8 training: Transformer Engine's on CUDA, its numerics in plain torch elsewhere."""

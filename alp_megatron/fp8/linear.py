@@ -1,0 +1,94 @@
+"""Megatron's column- and row-parallel linear layers with FP8 operands, emulated."""
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alp_megatron.config.schema import Fp8Config
+from alp_megatron.fp8.amax import AmaxHistory, AmaxMeter
+from alp_megatron.fp8.casts import E4M3, E5M2
+from alp_megatron.fp8.recipes import PerTensor, Recipe, blockwise, mxfp8
+from alp_megatron.fp8.scope import Fp8Pass, current_pass
+
+
+class _RoundedMatmul(torch.autograd.Function):
+    """x w^T, its products accumulated in fp32, the results in the operands' own types."""
+
+    @staticmethod
+    def forward(ctx, x, w, recipe: Recipe, run: Fp8Pass):
+        operands = _rows(x, run), w.float()
+        (rounded_x, rounded_w), scales = recipe.product(*operands, run)
+        ctx.save_for_backward(x, w)
+        ctx.recipe, ctx.run, ctx.scales = recipe, run, scales
+        return (rounded_x @ rounded_w.t()).to(x.dtype).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        (g, rounded_w), (g_of_weight, rounded_x) = ctx.recipe.gradients(
+            _rows(grad, ctx.run), _rows(x, ctx.run), w.float(), ctx.scales, ctx.run
+        )
+        grad_x = (g @ rounded_w).to(x.dtype).view_as(x)
+        grad_w = (g_of_weight.t() @ rounded_x).to(w.dtype)
+        return grad_x, grad_w, None, None
+
+
+def _rows(tensor: Tensor, run: Fp8Pass) -> Tensor:
+    """fp32 [t, c] of [t, 1, c], zero on padding."""
+    return tensor.flatten(0, -2).float() * run.tokens
+
+
+class _Fp8:
+    """Inside an `fp8_pass` the product of Megatron's layer is rounded; outside it is Megatron's."""
+
+    def __init__(self, *args, config, **kwargs):
+        super().__init__(*args, config=config, **kwargs)
+        self.fp8_meter = AmaxMeter()
+        settings = config.emulated_fp8
+        self.fp8_history = (
+            AmaxHistory(settings.amax_history_len, settings.amax_compute_algo, settings.margin)
+            if settings.recipe == "delayed"
+            else None
+        )
+        self.fp8_recipe = _recipe(self, settings)
+
+    def _forward_impl(self, input, weight, *args, bias=None, **kwargs):
+        run = current_pass()
+        if run is None:
+            return super()._forward_impl(input, weight, *args, bias=bias, **kwargs)
+        # Megatron's layer would make these exchanges around its own product.
+        if kwargs["sequence_parallel"]:
+            input = gather_from_sequence_parallel_region(
+                input, tensor_parallel_output_grad=True, group=self.tp_group
+            )
+        elif kwargs["allreduce_dgrad"]:
+            input = copy_to_tensor_model_parallel_region(input, group=self.tp_group)
+        output = _RoundedMatmul.apply(input, weight, self.fp8_recipe, run)
+        return output if bias is None else output + bias
+
+
+class Fp8ColumnParallelLinear(_Fp8, ColumnParallelLinear):
+    """y = x w^T with the rows of w split over TP."""
+
+
+class Fp8RowParallelLinear(_Fp8, RowParallelLinear):
+    """y = x w^T with the columns of w split over TP."""
+
+
+def _recipe(layer, settings: Fp8Config) -> Recipe:
+    gradient = E5M2 if settings.format == "hybrid" else E4M3
+    if settings.recipe == "blockwise":
+        return blockwise(gradient, layer.fp8_meter)
+    if settings.recipe == "mxfp8":
+        return mxfp8(gradient, layer.fp8_meter)
+    group = layer.tp_group
+    if settings.recipe == "delayed":
+        group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+    return PerTensor(layer, gradient, group, layer.fp8_meter, layer.fp8_history)
