@@ -26,9 +26,6 @@ class Fp8Config(Section):
     margin: int = Field(0, ge=0, le=16, description="scales are divided by 2^margin, for delayed")
     num_layers_at_start_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
     num_layers_at_end_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
-    fp8_param_gather: bool = Field(
-        False, description="CUDA: hold and gather the parameters themselves in FP8"
-    )
 
 
 class ModelConfig(Section):

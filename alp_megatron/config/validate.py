@@ -13,6 +13,7 @@ from alp_megatron.config.model_shape import ModelShape, read_model_shape
 from alp_megatron.config.objective_check import check_noise_target, check_objective
 from alp_megatron.config.schema import Config
 from alp_megatron.config.servers import check_servers
+from alp_megatron.config.validate_fp8 import check_fp8
 from alp_megatron.config.validate_quantization import check_quantization
 from alp_megatron.errors import UserError
 
@@ -43,6 +44,7 @@ def check_settings(config: Config, shape: ModelShape, *, for_training: bool = Tr
     check_layout(config, shape)
     _check_lengths(config, shape)
     check_servers(config)
+    check_fp8(config, shape)
     _check_perturbed_layers(config, shape)
     check_noise_target(config.perturbation)
     if for_training:

@@ -3,6 +3,7 @@
 import torch
 
 from alp_megatron.config.schema import Fp8Config
+from alp_megatron.fp8.alignment import ALIGNMENT
 
 
 def fp8_settings(fp8: Fp8Config | None) -> dict:
@@ -24,5 +25,9 @@ def fp8_settings(fp8: Fp8Config | None) -> dict:
         fp8_margin=fp8.margin,
         fp8_amax_history_len=fp8.amax_history_len,
         fp8_amax_compute_algo=fp8.amax_compute_algo,
-        fp8_param=fp8.fp8_param_gather,
     )
+
+
+def token_multiple(fp8: Fp8Config | None) -> int:
+    """What the number of tokens of a rank's rows must be a multiple of; the emulation takes any."""
+    return ALIGNMENT[fp8.recipe] if fp8 is not None and torch.cuda.is_available() else 1

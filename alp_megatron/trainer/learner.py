@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
+from alp_megatron.fp8.megatron import token_multiple
 from alp_megatron.model.build import build_model
 from alp_megatron.model.hf_files import read_hf_config
 from alp_megatron.model.microbatch import MicroBatch, Sequence, pack, row_length
@@ -70,12 +71,14 @@ class Learner:
         """Deal samples over micro-batches so that each has about the same number of tokens.
 
         A micro-batch that gets no sample is a row of padding: every replica runs as many. Under
-        sequence parallelism TP splits a row; pipeline stages exchange rows of one shape.
+        sequence parallelism TP splits a row; pipeline stages exchange rows of one shape; FP8
+        kernels take multiples of some number of tokens.
         """
         by_length = sorted(samples, key=lambda s: -len(s.token_ids))
         dealt = [by_length[i::num_microbatches] for i in range(num_microbatches)]
         packing, model = self.config.trainer.packing, self.config.model
         multiple = model.tensor_model_parallel_size if model.sequence_parallel else 1
+        multiple *= token_multiple(model.fp8)
         totals = [max(1, -(-row_length(d, packing) // multiple)) * multiple for d in dealt]
         if model.pipeline_model_parallel_size > 1:
             totals = [max(totals)] * num_microbatches

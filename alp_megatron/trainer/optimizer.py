@@ -54,6 +54,7 @@ def build_optimizer(
         adam_eps=trainer.adam_eps,
         clip_grad=trainer.clip_grad,
         bf16=model[0].config.bf16,
+        fp8_recipe=model[0].config.fp8_recipe if model[0].config.fp8 else None,
         params_dtype=model[0].config.params_dtype,
         use_distributed_optimizer=trainer.use_distributed_optimizer,
     )

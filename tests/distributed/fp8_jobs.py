@@ -1,13 +1,83 @@
 """What the training processes do in test_fp8."""
 
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Fp8Config
+from alp_megatron.fp8.linear import Fp8ColumnParallelLinear
+from alp_megatron.fp8.scope import Fp8Pass, fp8_pass, without_fp8
+from alp_megatron.model.hf_config import policy_config
+from alp_megatron.trainer.batch import as_sequence
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.logprobs import token_logprobs
+from alp_megatron.trainer.policy_update import update_policy
 from tests.distributed.jobs import update_gradients
+from tests.distributed.layouts import KEY
 
 
-def gradients_of_recipes(config, rank, trajectories: list, recipes: tuple[str, ...]) -> dict:
-    """`update_gradients` under each recipe, on rank 0."""
+def gradients_of_recipes(config, rank, trajectories: list, recipes: tuple) -> dict:
+    """`update_gradients` under each recipe (None: high precision), on rank 0."""
     results = {}
     for recipe in recipes:
-        config.model.fp8 = Fp8Config(recipe=recipe)
+        config.model.fp8 = None if recipe is None else Fp8Config(recipe=recipe)
         results[recipe] = update_gradients(config, rank, trajectories)
     return results
+
+
+def histories(config, rank, trajectories: list) -> list[dict]:
+    """The delayed recipe's buffers at first, after log-probabilities, after an update (learning
+    rates 0), and after log-probabilities again; and both log-probability passes."""
+    learner = Learner(config, rank.device)
+    sequences = [as_sequence(t) for t in trajectories]
+
+    def buffers() -> dict:
+        return {n: b.clone() for n, b in learner.chunks[0].named_buffers() if "fp8_history" in n}
+
+    seen = [buffers()]
+    token_logprobs(learner, sequences)
+    seen.append(buffers())
+    update_policy(learner, trajectories, None, KEY)
+    seen.append(buffers())
+    token_logprobs(learner, sequences, key=KEY)
+    seen.append(buffers())
+    return seen
+
+
+def with_and_without(config, rank, sequences: list) -> list[dict]:
+    """Log-probabilities of an FP8 model, of it inside `without_fp8`, and of it again."""
+    learner = Learner(config, rank.device, training=False)
+    first = token_logprobs(learner, sequences)
+    with without_fp8(learner.policy_config):
+        high = token_logprobs(learner, sequences)
+    return [first, high, token_logprobs(learner, sequences)]
+
+
+def products(config, rank, recipe: str, x, w, g) -> tuple:
+    """y, dx and dw of this rank's part of a column-parallel layer in E4M3 with E5M2 gradients.
+
+    x [t, k], w [n, k] and g [t, n] are whole: a rank takes its rows of w and columns of g.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    settings = policy_config(config, read_model_shape(config.model.path))
+    settings.emulated_fp8 = Fp8Config(recipe=recipe)
+    layer = Fp8ColumnParallelLinear(
+        x.shape[1],
+        w.shape[0],
+        config=settings,
+        init_method=torch.nn.init.zeros_,
+        bias=False,
+        gather_output=False,
+        skip_bias_add=False,
+    )
+    size = w.shape[0] // dist.get_world_size(group)
+    mine = slice(dist.get_rank(group) * size, (dist.get_rank(group) + 1) * size)
+    with torch.no_grad():
+        layer.weight.copy_(w[mine])
+    x = x[:, None].clone().requires_grad_()
+    tokens = torch.ones(len(x), 1, dtype=torch.bool)
+    with fp8_pass(Fp8Pass(tokens, records=True)):
+        y = layer(x)[0]
+    y.backward(g[:, None, mine])
+    return y.detach()[:, 0], x.grad[:, 0], layer.weight.grad
