@@ -103,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--out", required=True, help="directory to make")
     quantize.add_argument("--format", default="fp8", help="fp8 (the default) or fp8_block")
 
-    report = command("report", _report, "make a run's figures and report.html")
-    report.add_argument("run_dir", nargs="+")
+    report = command("report", _report, "make report.html and figures of a run, or of several")
+    report.add_argument("run_dir", nargs="+", help="several are laid over each other")
+    report.add_argument("--out", help="the page; report.html in the run, or beside the runs")
 
     convert = command("convert", None, "turn a model into a Megatron checkpoint or back")
     _add_conversions(convert.add_subparsers(required=True, metavar="DIRECTION"), overrides)
@@ -198,8 +199,8 @@ def _report(arguments) -> int:
 
     from alp_megatron.diagnostics.report import write_report
 
-    for run_dir in arguments.run_dir:
-        print(write_report(Path(run_dir)))
+    out = Path(arguments.out) if arguments.out else None
+    print(write_report([Path(run_dir) for run_dir in arguments.run_dir], out))
     return 0
 
 

@@ -16,7 +16,7 @@ FEWEST = 50  # tokens without which a bin's percentiles would say little
 
 @dataclass(frozen=True)
 class Bin:
-    """The points with x (nats) in [start, end), the last bin's end in it.
+    """The points with x (nats) in [start, end); the first and last bin also hold those beyond.
 
     `count` is their number; `p02`, `p50` and `p98` are percentiles of their log ratio, in nats.
     """

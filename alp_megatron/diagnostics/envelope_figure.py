@@ -12,7 +12,7 @@ from alp_megatron.diagnostics.palette import GREY
 X_LABELS: dict[Level, str] = {
     "token": "rollout log-probability of the token (nats)",
     "sequence_sum": "rollout log-probability of the response (nats)",
-    "sequence_mean": "rollout log-probability per token of the response (nats/token)",
+    "sequence_mean": "rollout log-probability per token (nats/token)",
 }
 Y_LABELS: dict[Level, str] = {
     "token": "log ratio of the token (nats)",
@@ -26,13 +26,14 @@ def draw_envelope(
 ) -> None:
     """Percentiles 2 and 98 as lines, the median as a thin one, all of one style.
 
-    Bins that were left out leave a gap; a bin without neighbours shows as points. Without any
-    bin only the label is drawn, so that a legend still names the series.
+    A line goes through the centres of neighbouring bins, and to the outer edges of the first and
+    the last of them; bins that were left out leave a gap. Without any bin only the label is
+    drawn, so that a legend still names the series.
     """
-    x, low, middle, high = _with_gaps(bins)
+    x, low, middle, high = _runs(bins)
     if fill:
         axes.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-    edge = {"color": color, "linestyle": linestyle, "marker": ".", "markersize": 3.5, "lw": 1.4}
+    edge = {"color": color, "linestyle": linestyle, "lw": 1.6}
     axes.plot(x, low, label=label, **edge)
     axes.plot(x, high, **edge)
     axes.plot(x, middle, color=color, linestyle=linestyle, lw=0.7)
@@ -46,11 +47,19 @@ def label_axes(axes: Axes, level: Level, y: bool = True) -> None:
         axes.set_ylabel(Y_LABELS[level])
 
 
-def _with_gaps(bins: Sequence[Bin]) -> np.ndarray:
-    """Rows (centre, p02, p50, p98), transposed, with a row of NaN where a bin is missing."""
-    rows = []
+def _runs(bins: Sequence[Bin]) -> np.ndarray:
+    """Columns (x, p02, p50, p98) as rows, with one of NaN where a bin is missing."""
+    rows: list[tuple[float, ...]] = []
     for index, b in enumerate(bins):
-        if index and not np.isclose(b.start, bins[index - 1].end, rtol=0, atol=1e-9):
-            rows.append((np.nan,) * 4)
-        rows.append(((b.start + b.end) / 2, b.p02, b.p50, b.p98))
-    return np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        values = (b.p02, b.p50, b.p98)
+        before, after = bins[index - 1 : index], bins[index + 1 : index + 2]
+        if not (before and _touch(before[0], b)):
+            rows += [(np.nan,) * 4, (b.start, *values)]
+        rows.append(((b.start + b.end) / 2, *values))
+        if not (after and _touch(b, after[0])):
+            rows.append((b.end, *values))
+    return np.array(rows[1:], dtype=np.float64).reshape(-1, 4).T
+
+
+def _touch(left: Bin, right: Bin) -> bool:
+    return bool(np.isclose(left.end, right.start, rtol=0, atol=1e-9))

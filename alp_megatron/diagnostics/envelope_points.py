@@ -55,20 +55,25 @@ def envelope_points(ratios: TokenRatios, numerator: Numerator, level: Level) -> 
 def envelope_edges(together: Iterable[Points]) -> np.ndarray:
     """Edges of equal bins that envelopes of one level share, so that they can be compared.
 
-    Tokens get 50 bins from the lowest x to 0. Responses get as many as leave 20 of them to a bin
-    on average, at most 50, from the lowest x to the highest: one step's are too few for 50.
+    Tokens get 50 bins from the lowest x to 0. Responses are too few for that: they get as many as
+    leave 20 of the largest envelope's to a bin on average, at most 50, from the tenth lowest x of
+    an envelope to the tenth highest; what lies beyond goes to the first and the last bin.
     """
-    together = list(together)
-    (level,) = {points.level for points in together}
-    x = [points.x for points in together if points.x.size]
-    low, high = min((v.min() for v in x), default=0.0), max((v.max() for v in x), default=0.0)
-    if level == "token":
-        bins, high = BINS, 0.0
+    together = [points for points in together if points.x.size]
+    if not together:
+        return np.linspace(-1, 0, 2)
+    lowest = min(points.x.min() for points in together)
+    if together[0].level == "token":
+        low, high, bins = lowest, 0.0, BINS
     else:
-        most = max((v.size for v in x), default=0)
+        low = min(np.sort(points.x)[:FEWEST_SEQUENCES][-1] for points in together)
+        high = max(np.sort(points.x)[-FEWEST_SEQUENCES:][0] for points in together)
+        if low >= high:  # fewer than twenty
+            low, high = lowest, max(points.x.max() for points in together)
+        most = max(points.x.size for points in together)
         bins = min(max(most // (2 * FEWEST_SEQUENCES), 1), BINS)
     # Where all are the same, a bin still needs a width.
-    return np.linspace(low if low < high else low - 1e-6, high, bins + 1)
+    return np.linspace(low if low < high else high - 1e-6, high, bins + 1)
 
 
 def envelope(points: Points, edges: np.ndarray) -> list[Bin]:

@@ -1,61 +1,56 @@
-"""The figures of a run, from its metrics."""
+"""The figures of one run, from its metrics."""
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from alp_megatron.diagnostics.canvas import (
+    Records,
+    clipped_share,
+    layer_sigmas,
+    line,
+    log_if_wide,
+    png,
+    scores,
+    series,
+    step_axis,
+)
 from alp_megatron.diagnostics.keys import PHASES
-from alp_megatron.diagnostics.palette import BLUE, GREEN, GREY, ORANGE, PALE, PINK, STYLE
-
-Records = Sequence[dict]
-ZERO_SHOWN = 1e-12  # where a zero is drawn on a logarithmic axis
-
-
-def series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the records that hold the key."""
-    points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, dtype=int), np.array(values, dtype=float)
-
-
-def scores(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, scores) of the evaluations, each once where `eval/step` tells them apart."""
-    found = {r.get("eval/step", r["step"]): r["eval/score"] for r in records if "eval/score" in r}
-    steps = sorted(found)
-    return np.array(steps, dtype=int), np.array([found[s] for s in steps], dtype=float)
-
-
-def line(axes: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
-    """A line; of few points also the points, so that a single one shows."""
-    axes.plot(steps, values, **({"marker": "."} if len(steps) <= 5 else {}) | style)
+from alp_megatron.diagnostics.palette import (
+    AMBER,
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    SKY,
+)
 
 
 def reward_and_score(axes: Axes, records: Records) -> None:
     line(axes, *series(records, "reward/mean"), color=BLUE, label="training reward, mean")
-    line(axes, *scores(records), color=ORANGE, marker="o", label="evaluation score, no noise")
-    axes.set_ylabel("reward, score")
-    axes.legend(loc="best")
+    score = {"color": ORANGE, "marker": "o", "ls": DASHES[1]}
+    line(axes, *scores(records), **score, label="evaluation score, no noise")
+    axes.set_ylabel("reward, score (no unit)")
 
 
 def mismatch(axes: Axes, records: Records) -> None:
-    for prefix, color, label in (
-        ("mismatch", BLUE, "clean trainer"),
-        ("mismatch_perturbed", ORANGE, "perturbed trainer"),
+    for prefix, label, style in (
+        ("mismatch", "clean, before the updates", {"color": BLUE}),
+        ("mismatch_perturbed", "perturbed, during them", {"color": ORANGE, "ls": DASHES[1]}),
+        ("mismatch_clean", "clean, during them", {"color": GREEN, "ls": "", "marker": "s"}),
     ):
         steps, values = series(records, f"{prefix}/k3")
-        line(axes, steps, np.maximum(values, ZERO_SHOWN), color=color, label=label)
-    axes.set_yscale("log")
+        if len(steps):
+            line(axes, steps, values, label=label, **style)
+    log_if_wide(axes)
     axes.set_ylabel("k3 to the rollout policy (nats/token)")
-    axes.legend(loc="best")
 
 
 def ratio_tails(axes: Axes, records: Records) -> None:
@@ -72,33 +67,56 @@ def ratio_tails(axes: Axes, records: Records) -> None:
             label=f"{low}-{high}",
         )
     line(axes, *series(records, "ratio/p50"), color=BLUE, label="median")
-    line(axes, *series(records, "ratio/max"), color=ORANGE, lw=1, ls="--", label="largest")
-    line(axes, *series(records, "ratio/min"), color=PINK, lw=1, ls="--", label="smallest")
     axes.axhline(1, color=GREY, lw=0.8)
-    axes.set_yscale("log")
-    axes.set_ylabel("importance ratio")
-    legend_above(axes)
+    axes.set_ylabel("importance ratio (no unit)")
+
+
+def ratio_extremes(axes: Axes, records: Records) -> None:
+    line(axes, *series(records, "ratio/max"), color=ORANGE, label="largest")
+    line(axes, *series(records, "ratio/min"), color=BLUE, ls=DASHES[1], label="smallest")
+    axes.axhline(1, color=GREY, lw=0.8)
+    log_if_wide(axes)
+    axes.set_ylabel("importance ratio (no unit)")
+
+
+def clipped(axes: Axes, records: Records) -> None:
+    line(axes, *clipped_share(records), color=BLUE, label="clipped")
+    steps, rejected = series(records, "correction/rejected_tokens")
+    if len(steps):
+        line(axes, steps, rejected, color=ORANGE, ls=DASHES[1], label="rejected by the correction")
+    axes.set_ylabel("share of the tokens (0 to 1)")
+    axes.set_ylim(bottom=0)
+
+
+def gradient_norm(axes: Axes, records: Records) -> None:
+    line(axes, *series(records, "grad_norm"), color=BLUE)
+    axes.set_ylabel("gradient norm (no unit)")
+    axes.set_ylim(bottom=0)
+
+
+def entropy(axes: Axes, records: Records) -> None:
+    line(axes, *series(records, "entropy"), color=BLUE)
+    axes.set_ylabel("entropy (nats/token)")
+    axes.set_ylim(bottom=0)
 
 
 def sigma_by_layer(axes: Axes, records: Records) -> None:
-    keys = {key for record in records for key in record}
-    layers = sorted(int(m[1]) for key in keys if (m := re.fullmatch(r"alp/sigma_layer_(\d+)", key)))
+    layers = list(layer_sigmas(records[-1]))
     # Without the palest end of the map, which is hard to see on white.
     colors = ListedColormap(colormaps["cividis"](np.linspace(0, 0.88, max(len(layers), 1))))
+    few = len(layers) <= 8
     for index, layer in enumerate(layers):
-        steps, sigma = series(records, f"alp/sigma_layer_{layer}")
-        line(axes, steps, sigma, color=colors(index), label=f"layer {layer}")
+        style = {"ls": DASHES[index % len(DASHES)], "label": f"layer {layer}"} if few else {}
+        line(axes, *series(records, f"alp/sigma_layer_{layer}"), color=colors(index), **style)
     axes.set_ylabel("noise scale sigma (no unit)")
     axes.ticklabel_format(axis="y", useOffset=False)
-    if len(layers) > 8:
+    if not few:
         norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
         ticks = range(0, len(layers), -(-len(layers) // 8))
         bar = axes.figure.colorbar(
             ScalarMappable(norm, colors), ax=axes, label="layer", ticks=ticks
         )
         bar.minorticks_off()
-    elif layers:
-        axes.legend(loc="best")
 
 
 def phase_times(axes: Axes, records: Records) -> None:
@@ -109,7 +127,7 @@ def phase_times(axes: Axes, records: Records) -> None:
         return
     edges = np.append(steps, steps[-1] + 1) - 0.5
     bottom = np.zeros(len(steps))
-    for phase, color in zip(PHASES, (BLUE, PINK, ORANGE, GREEN), strict=True):
+    for phase, color in zip(PHASES, (BLUE, AMBER, SKY, GREEN), strict=True):
         _, seconds = series(timed, f"time/{phase}")
         axes.stairs(bottom + seconds, edges, baseline=bottom, fill=True, color=color, label=phase)
         bottom += seconds
@@ -117,18 +135,6 @@ def phase_times(axes: Axes, records: Records) -> None:
         np.maximum(total, bottom), edges, baseline=bottom, fill=True, color=PALE, label="other"
     )
     axes.set_ylim(bottom=0)
-    legend_above(axes)
-
-
-def legend_above(axes: Axes) -> None:
-    axes.legend(
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncol=5,
-        columnspacing=1,
-        handlelength=1.2,
-        fontsize=9.5,
-    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,26 @@ PLOTS = {
         "Percentiles of the tokens of each step. Wide tails mean clipped, wasted tokens.",
         ratio_tails,
     ),
+    "extremes": Plot(
+        "Extremes of the importance ratio",
+        "The largest and the smallest of all tokens of a step.",
+        ratio_extremes,
+    ),
+    "clipped": Plot(
+        "Tokens without effect",
+        "Clipped tokens give no gradient; rejected ones take no part in the loss.",
+        clipped,
+    ),
+    "gradient": Plot(
+        "Gradient norm",
+        "Before clipping to trainer.clip_grad, mean over the step's updates.",
+        gradient_norm,
+    ),
+    "entropy": Plot(
+        "Entropy",
+        "Of the training policy, mean over the sampled tokens. Near 0 it explores no more.",
+        entropy,
+    ),
     "sigma": Plot(
         "Noise scale by layer",
         "The learned scale of the noise on each layer's input.",
@@ -163,7 +189,7 @@ PLOTS = {
     ),
     "time": Plot(
         "Where the time goes",
-        "Seconds of each phase, stacked; other is what the phases leave out: evaluation, saving.",
+        "Seconds of each phase, stacked; other is what the phases leave out.",
         phase_times,
     ),
 }
@@ -171,14 +197,9 @@ PLOTS = {
 
 def render(plot: Plot, records: Records) -> bytes:
     """The plot as a PNG."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.subplots()
+
+    def draw(axes: Axes) -> None:
         plot.draw(axes, records)
-        axes.set_xlabel("step")
-        first, last = axes.get_xlim()
-        axes.set_xlim(min(first, records[0]["step"] - 1), max(last, records[-1]["step"] + 1))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160)
-    return png.getvalue()
+        step_axis(axes, records)
+
+    return png(draw)

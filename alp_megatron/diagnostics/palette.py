@@ -8,7 +8,8 @@ SKY, AMBER, BLACK, PALE = "#56B4E9", "#E69F00", "#000000", "#BBBBBB"
 COLORS = (BLUE, ORANGE, GREEN, PINK, BLACK, SKY, AMBER)
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 STYLE = {
-    "font.size": 11,
+    "font.size": 12,
+    "axes.formatter.limits": (-4, 6),  # beyond, the power of ten stands once above the axis
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -7,7 +7,8 @@ from pathlib import Path
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.console import banner, header, step_line
 from alp_megatron.diagnostics.files import write_atomic
-from alp_megatron.diagnostics.health import new_warnings
+from alp_megatron.diagnostics.health import Watch
+from alp_megatron.diagnostics.metrics_file import read_metrics
 from alp_megatron.diagnostics.recorder import Recorder
 from alp_megatron.diagnostics.report import write_report
 from alp_megatron.runtime.process_groups import Rank
@@ -24,7 +25,8 @@ class Output:
         self._run_dir, self._config = run_dir, config
         last = None if resumed_step is None else resumed_step - 1
         self._recorder = Recorder(run_dir, config.logging, resume_step=last)
-        self._warned: set[str] = set()
+        earlier = read_metrics(run_dir / "metrics.jsonl")
+        self._watch = Watch(earlier[0] if earlier else None)
         (run_dir / "rollouts").mkdir(exist_ok=True)
         parameters = sum(p.numel() for chunk in learner.chunks for p in chunk.parameters())
         model = f"{config.model.path} ({parameters / 1e6:.2f} M parameters on this rank)"
@@ -54,7 +56,7 @@ class Output:
         for index, update in enumerate(updates):
             if update.skipped:
                 self.say(f"  update {index} skipped: its gradient norm was {update.grad_norm}")
-        for sentence in new_warnings(record, self._warned):
+        for sentence in self._watch.new_warnings(record):
             self.say(f"  {sentence}")
 
     def finish(self, base_score: float, final_score: float) -> None:
@@ -64,7 +66,7 @@ class Output:
             self._run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
         )
         self.say(f"score {base_score:.3f} -> {final_score:.3f}")
-        self.say(f"report: {write_report(self._run_dir)}")
+        self.say(f"report: {write_report([self._run_dir])}")
 
     def close(self) -> None:
         self._recorder.close()

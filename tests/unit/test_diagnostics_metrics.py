@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alp_megatron.diagnostics.health import new_warnings, warnings
+from alp_megatron.diagnostics.health import CHECKS, Watch, warnings
 from alp_megatron.diagnostics.keys import MISMATCH, required_keys
 from alp_megatron.diagnostics.mismatch import mismatch_metrics
 from alp_megatron.diagnostics.ratio import ratio_metrics
@@ -113,40 +113,74 @@ def test_the_metrics_make_the_required_keys():
     ]
 
 
-HEALTHY = {
-    "step": 3,
+FIRST = {
+    "step": 0,
     "mismatch/k3": 0.01,
     "mismatch/ess": 0.9,
     "alp/effective_fraction": 0.99,
     "alp/sigma_max": 0.01,
+    "ratio/p02": 0.9,
+    "ratio/p98": 1.1,
     "ratio/clip_low": 0.1,
     "ratio/clip_high": 0.1,
     "ratio/dual_clip": 0.0,
+    "correction/rejected_tokens": 0.01,
+    "grad_norm": 0.5,
+    "updates/skipped": 0,
+    "entropy": 2.0,
     "reward/std": 0.4,
+    "policy_version/lag_max": 0,
 }
+HEALTHY = FIRST | {"step": 2}
+# A change of a healthy record, and the check that finds it: just inside and just outside.
+CHANGES = [
+    ({}, None),
+    ({"mismatch/k3": 0.1}, None),
+    ({"mismatch/k3": 0.11}, "mismatch/k3"),
+    ({"mismatch/ess": 0.49}, "mismatch/ess"),
+    ({"alp/effective_fraction": 0.0003}, "alp/effective_fraction"),
+    ({"alp/effective_fraction": 0.0, "alp/sigma_max": 0.0}, None),
+    ({"ratio/p98": 2.0, "ratio/p02": 0.5}, None),
+    ({"ratio/p98": 2.1}, "ratio/p98"),
+    ({"ratio/p02": 0.49}, "ratio/p02"),
+    ({"ratio/dual_clip": 0.09}, None),
+    ({"ratio/dual_clip": 0.15}, "clipped share"),
+    ({"correction/rejected_tokens": 0.31}, "correction/rejected_tokens"),
+    ({"alp/sigma_max": 0.099}, None),
+    ({"alp/sigma_max": 0.101}, "growth of alp/sigma_max"),
+    ({"grad_norm": 4.9}, None),
+    ({"grad_norm": 5.1}, "growth of grad_norm"),
+    ({"updates/skipped": 1}, "updates/skipped"),
+    ({"entropy": 0.21}, None),
+    ({"entropy": 0.19}, "share of the first entropy"),
+    ({"reward/std": 0.0}, "reward/std"),
+    ({"policy_version/lag_max": 5}, "policy_version/lag_max"),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({}, None),
-        ({"mismatch/k3": 0.2}, "mismatch/k3"),
-        ({"mismatch/ess": 0.2}, "mismatch/ess"),
-        ({"alp/effective_fraction": 0.0003}, "alp/effective_fraction"),
-        ({"alp/effective_fraction": 0.0, "alp/sigma_max": 0.0}, None),
-        ({"ratio/dual_clip": 0.15}, "clipped share"),
-        ({"reward/std": 0.0}, "reward/std"),
-    ],
-)
+@pytest.mark.parametrize(("change", "name"), CHANGES)
 def test_health(change, name):
-    found = warnings(HEALTHY | change)
+    found = warnings(HEALTHY | change, FIRST)
     assert list(found) == ([name] if name else [])
     assert all(text.startswith("Step 3: ") and "; try " in text for text in found.values())
 
 
+def test_every_check_has_been_tried():
+    assert {name for _, name in CHANGES if name} == {check.name for check in CHECKS}
+
+
 def test_each_kind_is_told_once_and_missing_keys_are_passed_over():
-    seen = set()
-    assert warnings({"step": 1}) == {}
-    assert len(new_warnings(HEALTHY | {"mismatch/k3": 1.0}, seen)) == 1
-    assert len(new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1}, seen)) == 1
-    assert new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1}, seen) == []
+    assert warnings({"step": 1}, {"step": 0}) == {}
+    watch = Watch()
+    assert watch.new_warnings(FIRST) == []
+    assert len(watch.new_warnings(HEALTHY | {"mismatch/k3": 1.0})) == 1
+    assert len(watch.new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1})) == 1
+    assert watch.new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1}) == []
+
+
+def test_growth_is_against_the_run_s_first_step_also_after_a_resume():
+    grown = HEALTHY | {"grad_norm": 40.0}
+    assert Watch().new_warnings(grown) == []  # its own first step
+    (text,) = Watch(first=FIRST).new_warnings(grown)
+    assert text.startswith("Step 3: growth of grad_norm is 80, healthy is at most 10 times")
+    assert warnings(grown, FIRST | {"grad_norm": 0.0}) == {}  # nothing to compare with

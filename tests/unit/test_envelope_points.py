@@ -60,18 +60,26 @@ def points(level, x, y=None, update=None):
 
 
 def test_tokens_get_fifty_bins_up_to_zero_that_all_runs_share():
-    edges = envelope_edges([points("token", [-1, -0.2]), points("token", [-5, -0.1])])
+    empty = points("token", [])
+    edges = envelope_edges([points("token", [-1, -0.2]), empty, points("token", [-5, -0.1])])
     np.testing.assert_allclose(edges, np.arange(-50, 1) / 10, atol=1e-12)
-    assert len(envelope_edges([points("token", [])])) == 51
     assert np.all(np.diff(envelope_edges([points("token", [0.0, 0.0])])) > 0)
+    assert envelope(empty, envelope_edges([empty])) == []
 
 
-def test_responses_get_bins_of_twenty_on_average():
-    def edges(*sizes):
-        return envelope_edges(points("sequence_sum", np.linspace(-3, -1, n)) for n in sizes)
+def test_responses_get_bins_of_twenty_on_average_and_outliers_do_not_stretch_them():
+    # 100 responses at -100, -99, ... -1: the tenth is at -91, the last but nine at -10.
+    many, few = points("sequence_sum", np.arange(-100, 0)), points("sequence_sum", [-60, -50])
+    np.testing.assert_allclose(envelope_edges([many, few]), np.linspace(-91, -10, 6))
+    found = envelope(many, envelope_edges([many]))
+    assert [b.count for b in found] == [26, 16, 16, 16, 26]  # nine of them beyond each end
 
-    np.testing.assert_allclose(edges(100, 19), np.linspace(-3, -1, 6))
-    assert (len(edges(3)), len(edges(39)), len(edges(40)), len(edges(9999))) == (2, 2, 3, 51)
+    np.testing.assert_allclose(envelope_edges([few]), [-60, -50])
+
+    def bins(size):
+        return len(envelope_edges([points("sequence_mean", -np.arange(size) / 8)])) - 1
+
+    assert [bins(size) for size in (3, 39, 40, 9999)] == [1, 1, 2, 50]
 
 
 def test_an_envelope_of_responses_needs_ten_in_a_bin():
@@ -105,10 +113,10 @@ def test_a_missing_bin_is_a_gap_in_what_is_drawn():
     draw_envelope(axes, bins, color="black", label="a run", linestyle="--")
     label_axes(axes, "sequence_mean")
     low, high, median, equal = axes.lines
-    np.testing.assert_array_equal(low.get_xdata(), [-2.5, -1.5, np.nan, 0.5])
-    np.testing.assert_array_equal(low.get_ydata(), [-1, -2, np.nan, -3])
-    np.testing.assert_array_equal(high.get_ydata(), [1, 2, np.nan, 3])
-    np.testing.assert_array_equal(median.get_ydata(), [0, 0, np.nan, 0.5])
+    np.testing.assert_array_equal(low.get_xdata(), [-3, -2.5, -1.5, -1, np.nan, 0, 0.5, 1])
+    np.testing.assert_array_equal(low.get_ydata(), [-1, -1, -2, -2, np.nan, -3, -3, -3])
+    np.testing.assert_array_equal(high.get_ydata(), [1, 1, 2, 2, np.nan, 3, 3, 3])
+    np.testing.assert_array_equal(median.get_ydata(), [0, 0, 0, 0, np.nan, 0.5, 0.5, 0.5])
     assert equal.get_ydata() == [0, 0]
     assert "nats/token" in axes.get_xlabel() and "nats/token" in axes.get_ylabel()
     draw_envelope(axes, [], color="black", label="no bins")

@@ -1,109 +1,136 @@
-"""The report: one file, complete, and a clear sentence where the record is bad."""
+"""The report of one run: one file, complete, and a clear sentence where the record is bad."""
 
-import json
-import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 
-from alp_megatron.diagnostics.figures import PLOTS, scores
-from alp_megatron.diagnostics.keys import required_keys
+from alp_megatron.diagnostics.canvas import scores, series
+from alp_megatron.diagnostics.figures import PLOTS
 from alp_megatron.diagnostics.report import write_report
+from alp_megatron.diagnostics.report_sections import summary, unhealthy
+from alp_megatron.diagnostics.run_record import read_run
 from alp_megatron.errors import UserError
+from tests.reports import Tags, overwrite, write_config, write_envelope, write_run
+
+BY_STALENESS = [f"{of}_{n}" for of in ("token", "sequence_sum") for n in ("clean", "perturbed")]
+ENVELOPES = {
+    f"envelope_{name}" for name in ("token", "sequence_sum", "sequence_mean", *BY_STALENESS)
+}
 
 
-def write_run(path, steps=12, layers=3, **extra):
-    with open(path / "metrics.jsonl", "w") as file:
-        for step in range(1, steps + 1):
-            record = {
-                key: 0.5 + 0.3 * math.sin(step + i) for i, key in enumerate(required_keys(layers))
-            }
-            record |= {"step": step, "eval/step": step // 5 * 5, "eval/score": 0.3 + step // 5 / 10}
-            file.write(json.dumps(record | extra) + "\n")
-
-
-class Tags(HTMLParser):
-    """Collects tags with their attributes, and checks that they nest."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.seen = [], []
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.mark.parametrize("layers", [3, 20])
-def test_report_is_one_file_with_all_figures(tmp_path, layers):
-    write_run(tmp_path, layers=layers)
+def test_report_is_one_file_with_all_figures(tmp_path):
+    write_run(tmp_path, steps=11, **{"mismatch/k3": 0.7})  # 0 to 10
     (tmp_path / "environment.json").write_text('{"versions": {"torch": "9.9"}, "commit": "<b>"}')
-    (tmp_path / "config.yaml").write_text("model:\n  path: a&b\n")
-    page = write_report(tmp_path).read_text()
+    write_config(tmp_path, "model.path=a&b")
+    write_envelope(tmp_path, step=2)
+    write_envelope(tmp_path, step=5, noise=0.1)
+    write_envelope(tmp_path, step=19)  # of steps that a killed run lost
+    out = write_report([tmp_path], tmp_path / "new" / "page.html")
+    page = out.read_text()
 
     assert "http" not in page and "@import" not in page and "url(" not in page
     tags = Tags(page).seen
     sources = [attrs["src"] for tag, attrs in tags if tag == "img"]
-    assert len(sources) == len(PLOTS) and all(s.startswith("data:image/png;") for s in sources)
+    assert len(sources) == len(PLOTS) + len(ENVELOPES)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in tags}
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in tags
     text = re.sub("<[^>]*>", " ", page)
     for shown in ("0.300 (step 0)", "0.500 (step 10)", "+0.200", "9.9", "&lt;b&gt;", "a&amp;b"):
         assert shown in text
-    for name in PLOTS:
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+    assert "Step 11: mismatch/k3 is 0.7, healthy is at most 0.1" in text
+    assert "Ratio envelopes of step 6" in text and "has no noise" not in text
+    made = {path.stem: path.read_bytes() for path in (tmp_path / "new" / "figures").iterdir()}
+    assert made.keys() == PLOTS.keys() | ENVELOPES
+    assert all(png.startswith(b"\x89PNG") for png in made.values())
+    assert sorted(p.name for p in out.parent.iterdir()) == ["figures", "page.html"]
+    assert not (tmp_path / "figures").exists() and not (tmp_path / "report.html").exists()
 
 
-def test_report_notes_what_is_unhealthy(tmp_path):
-    write_run(tmp_path, **{"mismatch/k3": 0.7})
-    page = write_report(tmp_path).read_text()
-    assert "Step 12: mismatch/k3 is 0.7, healthy is at most 0.1" in page
-    assert "(12 of 12 steps.)" in page
+def test_many_layers_get_a_color_bar():
+    records = [{"step": s} | {f"alp/sigma_layer_{i}": i + s for i in range(20)} for s in range(3)]
+    axes = Figure().subplots()
+    PLOTS["sigma"].draw(axes, records)
+    assert len(axes.lines) == 20 and axes.get_legend_handles_labels()[1] == []
+    bar = axes.figure.axes[1]
+    assert bar.get_ylabel() == "layer" and bar.get_yticks().tolist() == [*range(0, 20, 3)]
+
+
+def test_every_axis_has_a_name_and_a_unit(tmp_path):
+    write_run(tmp_path, steps=3)
+    records = read_run(tmp_path).records
+    for plot in PLOTS.values():
+        axes = Figure().subplots()
+        plot.draw(axes, records)
+        assert re.search(r"\((no unit|nats/token|s|0 to 1)\)$", axes.get_ylabel()), plot.title
+
+
+def test_what_is_unhealthy_is_counted():
+    records = [{"step": s, "mismatch/k3": 0.2 if s > 3 else 0.05} for s in range(12)]
+    (sentence,) = unhealthy(records)
+    assert sentence.startswith("Step 12: mismatch/k3 is 0.2") and "(8 of 12 steps.)" in sentence
 
 
 def test_report_says_what_the_mismatch_is_to(tmp_path):
-    write_run(tmp_path)
-    rollout = (
-        "rollout:\n  dtype: bfloat16\n  quantization: int8\n  quantization_ignore: ['*.o_proj']\n"
-    )
-    (tmp_path / "config.yaml").write_text(rollout)
-    page = write_report(tmp_path).read_text()
-    assert "bfloat16, linear layers quantised to int8, except *.o_proj" in page
-    (tmp_path / "config.yaml").write_text("rollout:\n  dtype: float32\n")
-    assert "float32, not quantised" in write_report(tmp_path).read_text()
+    write_run(tmp_path, steps=1)
+    write_config(tmp_path, "rollout.quantization=int8", "rollout.quantization_ignore=['*.o_proj']")
+    found = summary(read_run(tmp_path))
+    assert found["Rollout engine"] == "bfloat16, linear layers quantised to int8, except *.o_proj"
+    assert found["Steps"] == "1" and found["Method"] == "alp, ratio of the token"
+    write_config(tmp_path, "rollout.dtype=float32")
+    assert summary(read_run(tmp_path))["Rollout engine"] == "float32, not quantised"
 
 
-def test_a_short_run_with_few_metrics_still_reports(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
-    assert "Base score" not in write_report(tmp_path).read_text()
-
-
-def test_scores_are_told_apart_by_the_step_of_the_evaluation():
+def test_steps_are_counted_from_one_and_scores_by_the_steps_made():
     records = [{"step": s, "eval/score": 0.1 * (s // 3), "eval/step": s // 3 * 3} for s in range(7)]
     steps, values = scores(records)
     assert steps.tolist() == [0, 3, 6] and values.tolist() == pytest.approx([0, 0.1, 0.2])
+    assert series(records, "eval/step")[0].tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_bad_records_are_user_errors(tmp_path):
-    with pytest.raises(UserError, match="metrics.jsonl does not exist"):
-        write_report(tmp_path)
     metrics = tmp_path / "metrics.jsonl"
+    with pytest.raises(UserError, match="metrics.jsonl does not exist"):
+        write_report([tmp_path])
     metrics.write_text("")
     with pytest.raises(UserError, match="no finished step yet"):
-        write_report(tmp_path)
+        write_report([tmp_path])
     metrics.write_text('{"step": 1}\nnot json\n')
     with pytest.raises(UserError, match="line 2"):
-        write_report(tmp_path)
-    metrics.write_text('{"step": 1}\n')
+        write_report([tmp_path])
+    write_run(tmp_path, steps=2)
     (tmp_path / "environment.json").write_text("{")
     with pytest.raises(UserError, match="environment.json is not JSON"):
-        write_report(tmp_path)
+        write_report([tmp_path])
+    (tmp_path / "environment.json").unlink()
+    (tmp_path / "envelopes").mkdir()
+    (tmp_path / "envelopes" / "step_000001.npz").write_bytes(b"PK torn")
+    with pytest.raises(UserError, match=r"step_000001\.npz is damaged"):
+        write_report([tmp_path])
     assert not (tmp_path / "report.html").exists() and not (tmp_path / "figures").exists()
+
+
+def test_runs_of_another_version_are_refused_by_the_file_and_the_key(tmp_path):
+    write_run(tmp_path, steps=2)
+    overwrite(tmp_path / "metrics.jsonl", '"ratio/p98"', '"ratio/p980"')
+    with pytest.raises(UserError, match=r"metrics.jsonl line 1 has no ratio/p98: another version"):
+        write_report([tmp_path])
+    write_run(tmp_path, steps=2)
+    write_config(tmp_path)
+    overwrite(tmp_path / "config.yaml", "  lr: ", "  learn_rate: ")
+    with pytest.raises(UserError, match=r"config.yaml: Unknown key trainer.learn_rate; another"):
+        write_report([tmp_path])
+    write_config(tmp_path)
+    overwrite(tmp_path / "config.yaml", "seed: 1234\n", "")
+    with pytest.raises(UserError, match=r"config.yaml has no seed: another version"):
+        write_report([tmp_path])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_there(tmp_path):
+    write_run(tmp_path, steps=1)
+    with pytest.raises(UserError, match="is a directory: name a file in it"):
+        write_report([tmp_path], tmp_path)
+    with pytest.raises(UserError, match="cannot be made"):
+        write_report([tmp_path], tmp_path / "metrics.jsonl" / "a" / "report.html")

@@ -1,0 +1,89 @@
+"""The report of several runs: laid over each other, compared, and named apart."""
+
+import json
+
+import pytest
+
+from alp_megatron.diagnostics.overlay_figures import LONGEST, OVERLAYS, shortened
+from alp_megatron.diagnostics.report import write_report
+from alp_megatron.diagnostics.report_sections import config_differences, mismatch_tables
+from alp_megatron.diagnostics.run_record import labels, read_runs
+from alp_megatron.errors import UserError
+from tests.reports import Tags, write_config, write_envelope, write_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name, method, steps in (("alp", "alp", 3), ("plain", "bypass", 5)):
+        write_run(tmp_path / name, steps=steps)
+        write_config(tmp_path / name, f"objective.method={method}", f"run_dir=runs/{name}")
+    write_envelope(tmp_path / "alp", step=2, noise=0.1)
+    return [tmp_path / "alp", tmp_path / "plain"]
+
+
+def test_one_page_beside_the_runs(runs, tmp_path):
+    out = write_report(runs)
+    assert out == tmp_path / "report.html"
+    page = out.read_text()
+    assert "http" not in page and "@import" not in page and "url(" not in page
+    tags = Tags(page).seen
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in tags}
+    made = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert made == {*OVERLAYS, "sigma", "envelope_token_1", "envelope_sequence_sum_1"}
+    assert len([tag for tag, _ in tags if tag == "img"]) == len(made)
+    assert "objective.<wbr>method" in page and "Warnings" in page
+    assert not (runs[0] / "report.html").exists()
+
+
+def test_mismatch_of_every_run_at_its_last_step_and_in_the_median(tmp_path):
+    for name, k3 in (("a", [0.5, 0.125, 0.25]), ("b", [0.001])):
+        write_run(tmp_path / name, steps=len(k3))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(text) for text in lines]
+        for record, value in zip(records, k3, strict=True):
+            record |= {"mismatch/k3": value, "mismatch_perturbed/k3": 2 * value}
+            record |= {"mismatch/ess": 1 - value}
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    runs = read_runs([tmp_path / "a", tmp_path / "b"])
+    tables = mismatch_tables(dict(zip(labels(runs), runs, strict=True)))
+    assert list(tables) == ["mismatch", "mismatch_perturbed"]
+    assert tables["mismatch"]["k3 (nats/token)"] == ["0.25 / 0.25", "0.001 / 0.001"]
+    assert tables["mismatch_perturbed"]["k3 (nats/token)"] == ["0.5 / 0.5", "0.002 / 0.002"]
+    assert tables["mismatch"]["ess"] == ["0.7500 / 0.7500", "0.9990 / 0.9990"]
+
+
+def test_only_keys_that_differ_are_shown(runs):
+    read = read_runs(runs)
+    differences = config_differences(dict(zip(labels(read), read, strict=True)))
+    assert differences == {"objective.method": ["alp", "bypass"]}
+
+
+def test_a_sweep_s_members_have_the_names_of_the_manifest(tmp_path):
+    lines = [
+        {"index": i, "name": "-", "values": {"objective.method": m}}
+        for i, m in enumerate(["alp", "tis"])
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("0000", "0001", "other"):
+        write_run(tmp_path / name, steps=1)
+    read = read_runs([tmp_path / name for name in ("0000", "0001", "other")])
+    assert labels(read) == ["method=alp", "method=tis", "other"]
+
+
+def test_equal_names_are_told_apart(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_run(tmp_path / name / "run", steps=1)
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert labels(read_runs(paths)) == [f"{tmp_path.name}/{name}/run" for name in ("a", "b")]
+    with pytest.raises(UserError, match="different directories: .* --out FILE"):
+        write_report(paths)
+    with pytest.raises(UserError, match="is given twice"):
+        write_report([paths[0], paths[1], paths[0]])
+
+
+def test_a_long_label_keeps_both_ends():
+    short = shortened("a" * 40 + "b" * 40)
+    assert len(short) <= LONGEST and short.startswith("aaa") and short.endswith("bbb")
+    assert shortened("a" * LONGEST) == "a" * LONGEST
