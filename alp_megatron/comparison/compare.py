@@ -4,9 +4,8 @@ from pathlib import Path
 
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.directory import check_definitions, check_runs, write_record
-from alp_megatron.comparison.outcomes import read_outcome, read_records
+from alp_megatron.comparison.outcomes import read_outcome
 from alp_megatron.comparison.trials import Trial
-from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
 from launch.cores import runs_at_once
 from launch.local import run_members
@@ -56,7 +55,7 @@ def write_results(comparison: ComparisonConfig, trials: list[Trial]) -> str:
         UserError: nothing has finished, or a file is damaged.
     """
     from alp_megatron.comparison.document import Results, markdown, write_documents
-    from alp_megatron.comparison.figure_scores import draw_scores
+    from alp_megatron.comparison.figures import write_figures
     from alp_megatron.comparison.table import rows
 
     found = [(trial, read_outcome(trial, comparison)) for trial in trials]
@@ -69,10 +68,5 @@ def write_results(comparison: ComparisonConfig, trials: list[Trial]) -> str:
     unfinished = [trial for trial, outcome in found if not outcome]
     results = Results(comparison, finished, unfinished, rows(finished))
     write_documents(results)
-    figures = Path(comparison.compare_dir) / "figures"
-    runs: dict[str, dict[str, list]] = {}
-    for trial, _ in finished:
-        methods = runs.setdefault(trial.mismatch, {})
-        methods.setdefault(trial.method, []).append(read_records(trial))
-    write_atomic(figures / "figure1.png", draw_scores(runs))
+    write_figures(Path(comparison.compare_dir) / "figures", [trial for trial, _ in finished])
     return markdown(results)

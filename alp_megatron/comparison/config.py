@@ -1,5 +1,6 @@
 """What a comparison consists of: a YAML file, and what the command line makes of it."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from alp_megatron.config.load import load_section
 from alp_megatron.config.schema import Section
 from alp_megatron.errors import UserError
 
+_NAME = re.compile(r"[\w.+-]+")
 AS_CONFIGURED = "as-configured"  # the one mismatch of a comparison that names none
 
 
@@ -107,6 +109,9 @@ def _check(config: ComparisonConfig, path: str | Path) -> None:
     ):
         if not getattr(config, key):
             raise UserError(f"{path}: there are no {key}: {mend}.")
+    for name in (*config.methods, *config.mismatches):
+        if not _NAME.fullmatch(name):  # they become parts of tables, option lists and file names
+            raise UserError(f"{path}: the name '{name}' may hold letters, digits and _.+- only.")
     for name, values in config.methods.items():
         if name not in NAMES and not values:
             near = get_close_matches(name, NAMES, n=1)

@@ -26,6 +26,7 @@ def check_runs(trials: list[Trial]) -> None:
         if not path.is_file():
             continue
         there, wanted = _flat(read_mapping(path)), _flat(trial.config.model_dump())
+        there["run_dir"] = wanted["run_dir"]  # a directory may have been moved
         strange = sorted(there.keys() ^ wanted.keys())
         if strange:
             where = "only there" if strange[0] in there else "missing there"

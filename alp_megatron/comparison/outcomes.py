@@ -9,7 +9,7 @@ from alp_megatron.comparison.collapse import collapse_reason
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.trials import Trial
 from alp_megatron.diagnostics.figures import scores
-from alp_megatron.diagnostics.metrics_file import read_metrics
+from alp_megatron.diagnostics.metrics_file import has_metrics, read_metrics
 
 CLIPPED = ("ratio/clip_low", "ratio/clip_high", "ratio/dual_clip")
 
@@ -52,8 +52,8 @@ def read_outcome(trial: Trial, comparison: ComparisonConfig) -> Outcome | None:
 
 
 def read_records(trial: Trial) -> list[dict]:
-    path = trial.run_dir / "metrics.jsonl"
-    return read_metrics(path) if path.is_file() else []
+    there = has_metrics(trial.run_dir)
+    return read_metrics(trial.run_dir / "metrics.jsonl") if there else []
 
 
 def outcome(records: Sequence[dict], comparison: ComparisonConfig) -> Outcome:

@@ -1,7 +1,9 @@
 """metrics.jsonl: one JSON object a line, whole at every moment but for the last line."""
 
+import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 
 from alp_megatron.diagnostics.files import write_atomic
@@ -37,13 +39,18 @@ class MetricsWriter:
 def read_metrics(path: Path) -> list[dict]:
     """All records of the file, in order. A torn last line, left by a kill, is passed over.
 
+    Where only `path`.gz is there, as with records that are kept, it is read instead.
+
     Raises:
         UserError: the file is missing, or a whole line of it is not a record.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name the directory of a run that has started.")
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
+    lines = _content(path).split(b"\n")[:-1]  # what follows the last newline is torn or empty
     return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def has_metrics(run_dir: Path) -> bool:
+    """Whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
+    return any((run_dir / name).is_file() for name in ("metrics.jsonl", "metrics.jsonl.gz"))
 
 
 def truncate_after(path: Path, step: int) -> None:
@@ -51,6 +58,18 @@ def truncate_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def _content(path: Path) -> bytes:
+    if path.is_file():
+        return path.read_bytes()
+    packed = path.with_name(path.name + ".gz")
+    if not packed.is_file():
+        raise UserError(f"{path} does not exist; name the directory of a run that has started.")
+    try:
+        return gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{packed} is damaged ({error}): restore it.") from error
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict:

@@ -100,6 +100,7 @@ def test_committed_comparisons_can_run(path, monkeypatch):
 BAD = [
     ({"methods": ["grppo"]}, [], "There is no method 'grppo': did you mean grpo"),
     ({"methods": []}, [], "there are no methods: list some of grpo, "),
+    ({"mismatches": {"a/b": {}}}, [], "the name 'a/b' may hold letters, digits and _.+- only."),
     ({"methods": 3}, [], "methods is 3: it should be names, or `name: values` lines."),
     ({"methods": ["alp", "alp"]}, [], "methods is a list: it names something twice."),
     ({"mismatches": {}}, [], "there are no mismatches"),

@@ -1,6 +1,7 @@
 """Intervals, collapses, measures and the table, against values worked out by hand."""
 
 import csv
+import gzip
 import json
 from itertools import product
 
@@ -14,10 +15,12 @@ from alp_megatron.comparison.bootstrap import mean_band, mean_interval
 from alp_megatron.comparison.collapse import collapse_reason, definition
 from alp_megatron.comparison.config import CollapseConfig, ComparisonConfig, load_comparison
 from alp_megatron.comparison.directory import check_definitions
+from alp_megatron.comparison.figure_envelopes import draw_envelopes, last_ratios
 from alp_megatron.comparison.figure_scores import draw_scores
 from alp_megatron.comparison.outcomes import outcome
 from alp_megatron.comparison.trials import plan
 from alp_megatron.config.load import resolved_yaml
+from alp_megatron.diagnostics.token_ratios import TokenRatios
 from alp_megatron.errors import UserError
 from tests.e2e.runs import QUICKSTART, REPO
 
@@ -184,6 +187,24 @@ def test_table_figures_and_documents(finished, capsys):
     assert (root / "figures" / "figure1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_kept_records_give_the_same_table(finished, capsys):
+    """Compressed and in another place: what evidence is."""
+    path, root = finished
+    assert main(["compare", str(path), "--table-only"]) == 0
+    first = json.loads((root / "comparison.json").read_text())
+    moved = root.rename(root.with_name("moved"))
+    for metrics in moved.glob("*/metrics.jsonl"):
+        (metrics.parent / "metrics.jsonl.gz").write_bytes(gzip.compress(metrics.read_bytes()))
+        metrics.unlink()
+    assert main(["compare", str(path), "--table-only", f"compare_dir={moved}"]) == 0
+    again = json.loads((moved / "comparison.json").read_text())
+    assert again["rows"] == first["rows"] and again["runs"] == first["runs"]
+    metrics.with_name("metrics.jsonl.gz").write_bytes(b"no")
+    capsys.readouterr()
+    assert main(["compare", str(path), "--table-only", f"compare_dir={moved}"]) == 2
+    assert "metrics.jsonl.gz is damaged" in capsys.readouterr().err
+
+
 def test_unfinished_runs_are_named_and_in_no_number(finished, capsys):
     path, root = finished
     metrics = root / "0002" / "metrics.jsonl"  # alp, seed 1
@@ -206,12 +227,21 @@ def test_definitions_stay_as_they_were_before_the_runs(tmp_path):
         check_definitions(comparison(tmp_path, collapse={"drop": 0.3}))
 
 
-def test_figure_1_names_its_axes_and_methods(monkeypatch):
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures, as they are saved."""
+    figures = []
     save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k))
-    )
+
+    def keep(figure, *arguments, **settings):
+        figures.append(figure)
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_figure_1_names_its_axes_and_methods(drawn):
     runs = {"alp": [records([0.1, 0.5]), records([0.1, 0.7])], "grpo": [records([0.1, 0.2])]}
     draw_scores({"none": runs, "int4": {"alp": runs["alp"]}})
     (figure,) = drawn
@@ -226,3 +256,48 @@ def test_figure_1_names_its_axes_and_methods(monkeypatch):
     assert mean.get_ydata().tolist() == pytest.approx([0.1, 0.6])
     looks = {(line.get_color(), str(line.get_linestyle())) for line in panels[0].get_lines()}
     assert len(looks) == 2
+
+
+def ratios(width, noise=0.0):
+    """64 responses of 4 tokens, one of them `width` nats off by turns up and down."""
+    sample_id = np.repeat(np.arange(64), 4)
+    rollout = np.linspace(-2, -0.1, 256).astype(np.float32)
+    off = np.where(np.arange(256) % 8 == 0, width, np.where(np.arange(256) % 8 == 4, -width, 0))
+    clean = rollout + off.astype(np.float32)
+    update = (sample_id // 32).astype(np.int32)
+    return TokenRatios(sample_id, update, rollout, clean, clean + np.float32(noise))
+
+
+def test_figure_2_names_its_axes_and_numerators(drawn):
+    draw_envelopes({"grpo": [ratios(0.1)], "alp": [ratios(0.1, 0.02), ratios(0.2, 0.02)]})
+    (figure,) = drawn
+    above, below = figure.subfigs
+    assert above.get_supxlabel() == "rollout log-probability of the response (nats)"
+    assert above.get_supylabel() == "log ratio of the response (nats)"
+    assert below.get_supxlabel().endswith("(nats/token)")
+    assert [axes.get_title() for axes in above.axes] == ["grpo (1 run)", "alp (2 runs)"]
+    (legend,) = figure.legends
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == ["clean", "perturbed"]
+    # Sums over a response are 0.1 up or down, and a quarter of that for each token.
+    for part, size in ((above, 0.1), (below, 0.025)):
+        low, high, middle = (line.get_ydata() for line in part.axes[0].get_lines()[:3])
+        assert np.allclose(low, -size, atol=1e-6) and np.allclose(high, size, atol=1e-6)
+
+
+def test_a_wide_envelope_does_not_flatten_the_others(drawn):
+    draw_envelopes({"grpo": [ratios(5.0)], "bypass": [ratios(0.1)]})
+    above = drawn[0].subfigs[0]
+    assert above.axes[1].get_yscale() == "symlog"
+    assert above.get_supylabel().endswith("logarithmic beyond ±0.1")
+
+
+def test_envelopes_of_the_last_step_are_drawn_by_mismatch(finished):
+    path, root = finished
+    for trial in plan(load_comparison(path, []), []):
+        (trial.run_dir / "envelopes").mkdir()
+        for step, width in ((0, 9.0), (1, 0.1)):
+            ratios(width).save(trial.run_dir / "envelopes" / f"step_{step:06d}.npz")
+    assert last_ratios(trial.run_dir).clean_logprobs[0] == pytest.approx(-1.9)
+    assert main(["compare", str(path), "--table-only"]) == 0
+    names = [figure.name for figure in sorted((root / "figures").iterdir())]
+    assert names == ["figure1.png", "figure2.png"]

@@ -7,7 +7,7 @@ import pytest
 from alp_megatron.cli import main
 from alp_megatron.errors import UserError
 from launch.manifest import Member, extended, read_manifest, write_manifest
-from launch.results import table
+from launch.results import seed_means, table
 from launch.status import read_status, write_status
 from launch.sweep_config import expand, load_sweep
 
@@ -117,3 +117,18 @@ def test_the_table_of_results(tmp_path):
     assert heading[:5] == ["member", "m", "s", "state", "steps"]
     assert first == ["0000", "alp", "0.1", "finished", "5", "0.5", "0.25", "1e-05", ""]
     assert second == ["0001", "grpo", "", "new", "0", "", "", "", ""]
+
+
+def test_means_over_the_seeds_that_finished(tmp_path):
+    cells = [("alp", 1, 0.4), ("alp", 2, 0.6), ("alp", 3, None), ("grpo", 1, 0.5)]
+    members = [Member(i, {"m": m, "seed": seed}) for i, (m, seed, _) in enumerate(cells)]
+    for member, (_, _, score) in zip(members, cells, strict=True):
+        run_dir = member.run_dir(tmp_path)
+        run_dir.mkdir()
+        write_status(run_dir, "finished" if score else "failed", exit_code=0 if score else 1)
+        record = {"step": 4, "eval/score": score or 0.0, "reward/mean": 0.25}
+        (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    heading, *rows = seed_means(tmp_path, members)
+    assert heading == ["mean over seeds", "seeds", "eval/score", "reward/mean", *heading[4:]]
+    # Of two values the interval's ends are the values.
+    assert rows == [["m=alp", "2", "0.5 [0.4, 0.6]", "0.25 [0.25, 0.25]", "", ""]]

@@ -1,0 +1,38 @@
+"""The figures of a comparison's finished runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from alp_megatron.comparison.figure_envelopes import draw_envelopes, last_ratios
+from alp_megatron.comparison.figure_scores import draw_scores
+from alp_megatron.comparison.outcomes import read_records
+from alp_megatron.comparison.trials import Trial
+from alp_megatron.diagnostics.files import write_atomic
+
+T = TypeVar("T")
+
+
+def write_figures(directory: Path, finished: list[Trial]) -> None:
+    """figure1.png; and figure2.png where runs wrote envelopes, one for each mismatch.
+
+    With several mismatches the second is figure2-MISMATCH.png.
+    """
+    write_atomic(directory / "figure1.png", draw_scores(_grouped(finished, read_records)))
+    envelopes = _grouped(finished, lambda trial: last_ratios(trial.run_dir))
+    for mismatch, methods in envelopes.items():
+        suffix = f"-{mismatch}" if len(envelopes) > 1 else ""
+        write_atomic(directory / f"figure2{suffix}.png", draw_envelopes(methods))
+
+
+def _grouped(
+    finished: list[Trial], read: Callable[[Trial], T | None]
+) -> dict[str, dict[str, list[T]]]:
+    """{mismatch: {method: one for each seed}}; what `read` does not find is left out."""
+    grouped: dict[str, dict[str, list[T]]] = {}
+    for trial in finished:
+        found = read(trial)
+        if found is not None:
+            methods = grouped.setdefault(trial.mismatch, {})
+            methods.setdefault(trial.method, []).append(found)
+    return grouped
