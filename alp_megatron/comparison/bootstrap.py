@@ -19,9 +19,6 @@ class Interval:
     high: float | None
     n: int
 
-    def __str__(self) -> str:
-        return self.shown(".3f")
-
     def shown(self, form: str) -> str:
         """'0.512 [0.480, 0.541]', or the mean alone."""
         text = format(self.mean, form)
@@ -33,13 +30,13 @@ class Interval:
 def mean_interval(values: ArrayLike) -> Interval:
     """The mean of one value a seed; `values` is [n] with n >= 1."""
     values = np.asarray(values, dtype=np.float64)
-    low, high = mean_band(values[:, None])
-    if low is None:
-        return Interval(float(values.mean()), None, None, 1)
-    return Interval(float(values.mean()), float(low[0]), float(high[0]), len(values))
+    mean, band = float(values.mean()), mean_band(values[:, None])
+    if band is None:
+        return Interval(mean, None, None, 1)
+    return Interval(mean, float(band[0][0]), float(band[1][0]), len(values))
 
 
-def mean_band(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+def mean_band(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
     """The intervals' ends of each column's mean; None where there is one row.
 
     Rows are drawn with replacement, 10,000 times, and the ends are percentiles 2.5 and 97.5 of the
@@ -52,7 +49,7 @@ def mean_band(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | tuple[None, 
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     if n == 1:
-        return None, None
+        return None
     draws = np.random.default_rng(_SEED).integers(0, n, size=(RESAMPLES, n))
     counts = np.stack([np.bincount(draw, minlength=n) for draw in draws])  # [resamples, n]
     means = counts @ values / n

@@ -91,7 +91,8 @@ def load_comparison(
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     """(those of the runs, those of the comparison itself). Raises UserError for seed, run_dir."""
-    own, of_runs = [], []
+    own: list[str] = []
+    of_runs: list[str] = []
     for override in overrides:
         key = override.partition("=")[0].split(".")[0].strip()
         _refuse_own_key(key)

@@ -1,7 +1,7 @@
 """Figure 2: the ratio's envelope at the sequence level, at the end of each method's own runs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from alp_megatron.diagnostics.envelope_points import (
 from alp_megatron.diagnostics.palette import BLUE, GREY, ORANGE, STYLE
 from alp_megatron.diagnostics.token_ratios import TokenRatios
 
-Methods = dict[str, Sequence[TokenRatios]]
+Methods = Mapping[str, Sequence[TokenRatios]]
 LEVELS: tuple[Level, ...] = ("sequence_sum", "sequence_mean")
 _LOOKS: dict[Numerator, tuple[str, str]] = {"clean": (BLUE, "-"), "perturbed": (ORANGE, "--")}
 _COLUMNS = 6

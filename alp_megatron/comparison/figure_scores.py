@@ -49,15 +49,15 @@ def draw_mean(axes: Axes, curves: list[Curve], label: str, style: dict) -> None:
     """The mean of curves over the same steps. Steps that not all of them have are left out."""
     common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
     values = np.stack([v[np.isin(steps, common)] for steps, v in curves])
-    low, high = mean_band(values)
-    if low is not None:
-        axes.fill_between(common, low, high, color=style["color"], alpha=0.15, lw=0)
+    band = mean_band(values)
+    if band is not None:
+        axes.fill_between(common, *band, color=style["color"], alpha=0.15, lw=0)
     axes.plot(common, values.mean(axis=0), label=label, **style)
 
 
 def legend_entries(panels) -> tuple[list, list[str]]:
     """Each method once, whichever panels it is in."""
-    entries = {}
+    entries: dict = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
