@@ -18,6 +18,7 @@ TITLES = {
     "final_score": "final score",
     "best_score": "best score",
     "mean_score": "mean score",
+    "k3_before": "k3 before updates",
     "k3_clean": "k3 clean",
     "k3_perturbed": "k3 perturbed",
     "clipped_share": "clipped share",
@@ -65,8 +66,8 @@ def _explanation(comparison: ComparisonConfig) -> str:
         "the seeds; none where there is one seed].\n"
         f"Final score: mean of the last {comparison.final_evaluations} evaluations. Mean score: "
         "area under the score curve / steps.\n"
-        "k3 in nats per token, median over steps; clipped share of tokens and effective fraction: "
-        "mean over steps; sigma after the last step.\n"
+        "k3 to the rollout engine in nats per token, median over steps; clipped share of tokens "
+        "and effective fraction: mean over steps; sigma after the last step.\n"
         f"Differences are of final scores at the same seed. {definition(comparison.collapse)}\n"
     )
 

@@ -1,4 +1,4 @@
-"""Figure 1: evaluation score and training reward by step, a column a mismatch."""
+"""Figure 1: evaluation score and training reward by step, a column a mismatch or a part of it."""
 
 import io
 
@@ -13,7 +13,7 @@ from alp_megatron.diagnostics.figures import scores, series
 from alp_megatron.diagnostics.palette import STYLE, series_style
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
-Runs = dict[str, dict[str, list[list[dict]]]]  # mismatch: {method: [records of a run]}
+Runs = dict[str, dict[str, list[list[dict]]]]  # title: {method: [records of a run]}
 _ROWS = {
     "evaluation score\n(mean reward)": scores,
     "training reward\n(mean)": lambda records: series(records, "reward/mean"),
@@ -25,9 +25,9 @@ def draw_scores(runs: Runs) -> bytes:
     names = list(dict.fromkeys(method for methods in runs.values() for method in methods))
     with rc_context(STYLE):
         height = 5.6 + 0.25 * -(-len(names) // 4)  # the legend has four columns
-        figure = Figure(figsize=(max(6.4, 4.4 * len(runs)), height), layout="constrained")
+        figure = Figure(figsize=(max(8.5, 4.4 * len(runs)), height), layout="constrained")
         grid = figure.subplots(len(_ROWS), len(runs), sharex="col", sharey="row", squeeze=False)
-        for column, (mismatch, methods) in enumerate(runs.items()):
+        for column, (title, methods) in enumerate(runs.items()):
             for row, (label, curve_of) in enumerate(_ROWS.items()):
                 axes = grid[row, column]
                 for method, of_seeds in methods.items():
@@ -36,7 +36,7 @@ def draw_scores(runs: Runs) -> bytes:
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 if column == 0:
                     axes.set_ylabel(label)
-            grid[0, column].set_title(mismatch)
+            grid[0, column].set_title(title)
             grid[-1, column].set_xlabel("training step")
         handles, labels = legend_entries(grid.flat)
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))

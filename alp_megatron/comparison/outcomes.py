@@ -24,7 +24,9 @@ class Outcome:
         best_score: of all evaluations.
         mean_score: area under the score curve divided by its steps; trapezoids, base included.
         collapse: the reason, or None.
-        k3_clean, k3_perturbed: medians over the steps, nats per token; None if never measured.
+        k3_before, k3_clean, k3_perturbed: to the rollout engine, nats per token: of the policy
+            before a step's updates; during them without the noise, and as it was. Medians over
+            the steps that measured it; None if none did.
         clipped_share: mean over the steps, of tokens.
         effective_fraction: mean over the steps, None without noise.
         sigma: mean over the layers after the last step, None without noise.
@@ -35,6 +37,7 @@ class Outcome:
     best_score: float
     mean_score: float
     collapse: str | None
+    k3_before: float | None
     k3_clean: float | None
     k3_perturbed: float | None
     clipped_share: float
@@ -68,7 +71,8 @@ def outcome(records: Sequence[dict], comparison: ComparisonConfig) -> Outcome:
         best_score=float(values.max()),
         mean_score=float(np.trapezoid(values, steps) / span if span else values[0]),
         collapse=collapse_reason(comparison.collapse, values.tolist(), skipped),
-        k3_clean=_median(records, "mismatch/k3"),
+        k3_before=_median(records, "mismatch/k3"),
+        k3_clean=_median(records, "mismatch_clean/k3"),
         k3_perturbed=_median(records, "mismatch_perturbed/k3"),
         clipped_share=float(np.mean([sum(r[key] for key in CLIPPED) for r in records])),
         effective_fraction=_mean(records, "alp/effective_fraction") if noisy else None,

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from alp_megatron.comparison.bootstrap import Interval, mean_interval
 from alp_megatron.comparison.outcomes import Outcome
 from alp_megatron.comparison.trials import Trial
-from alp_megatron.objectives.methods import METHODS
 
 # Column of the table: the format of its numbers.
 MEASURES = {
     "final_score": ".3f",
     "best_score": ".3f",
     "mean_score": ".3f",
+    "k3_before": ".1e",
     "k3_clean": ".1e",
     "k3_perturbed": ".1e",
     "clipped_share": ".3f",
@@ -80,9 +80,7 @@ def _best_baseline(
     finished: list[tuple[Trial, Outcome]], outcomes: dict[str, dict[int, Outcome]]
 ) -> str | None:
     """Of the methods whose objective has no noise; the first of equals."""
-    names = dict.fromkeys(
-        t.method for t, _ in finished if not METHODS[t.config.objective.method].perturbed
-    )
+    names = dict.fromkeys(trial.method for trial, _ in finished if not trial.noisy)
     means = {name: mean_interval(_finals(outcomes[name])).mean for name in names}
     return max(means, key=lambda name: means[name]) if means else None
 

@@ -9,6 +9,7 @@ from alp_megatron.config.load import load_config
 from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
+from alp_megatron.objectives.methods import METHODS
 from launch.manifest import Member, extended, read_manifest
 from launch.run_config import run_config
 from launch.sweep_config import SweepConfig, expand, overrides
@@ -32,6 +33,11 @@ class Trial:
     @property
     def seed(self) -> int:
         return self.member.values["seed"]
+
+    @property
+    def noisy(self) -> bool:
+        """Its numerator is perturbed."""
+        return METHODS[self.config.objective.method].perturbed
 
     @property
     def run_dir(self) -> Path:

@@ -17,6 +17,7 @@ from alp_megatron.comparison.config import CollapseConfig, ComparisonConfig, loa
 from alp_megatron.comparison.directory import check_definitions
 from alp_megatron.comparison.figure_envelopes import draw_envelopes, last_ratios
 from alp_megatron.comparison.figure_scores import draw_scores
+from alp_megatron.comparison.figures import split_panels
 from alp_megatron.comparison.outcomes import outcome
 from alp_megatron.comparison.trials import plan
 from alp_megatron.config.load import resolved_yaml
@@ -122,8 +123,8 @@ def test_measures_of_a_run(tmp_path):
     assert result.final_score == pytest.approx(0.7)
     assert result.best_score == 0.8
     assert result.mean_score == pytest.approx((2 * 0.3 + 0.6 + 0.7) / 4)
-    assert result.k3_clean == pytest.approx(1.5e-3)  # of 1e-3, 1e-3, 3e-3, 2e-3
-    assert result.k3_perturbed == 2e-3
+    assert result.k3_before == pytest.approx(1.5e-3)  # of 1e-3, 1e-3, 3e-3, 2e-3
+    assert (result.k3_clean, result.k3_perturbed) == (None, 2e-3)
     assert result.clipped_share == pytest.approx(0.06)
     assert result.effective_fraction is None and result.sigma is None
     assert result.minutes == pytest.approx(2.0)
@@ -256,6 +257,15 @@ def test_figure_1_names_its_axes_and_methods(drawn):
     assert mean.get_ydata().tolist() == pytest.approx([0.1, 0.6])
     looks = {(line.get_color(), str(line.get_linestyle())) for line in panels[0].get_lines()}
     assert len(looks) == 2
+
+
+def test_many_methods_of_a_mismatch_get_two_panels():
+    few, many = [f"m{i}" for i in range(8)], [f"m{i}" for i in range(9)]
+    runs = {"few": dict.fromkeys(few, []), "many": dict.fromkeys(many, [])}
+    panels = split_panels(runs, {"m1", "m8"})
+    assert list(panels) == ["few", "many, without noise", "many, with noise"]
+    assert list(panels["few"]) == few and list(panels["many, with noise"]) == ["m1", "m8"]
+    assert list(split_panels(runs, set())) == ["few", "many"]
 
 
 def ratios(width, noise=0.0):
