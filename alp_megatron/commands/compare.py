@@ -25,7 +25,7 @@ def compare(arguments: Namespace) -> int:
     chosen = arguments.methods, arguments.mismatch, arguments.seeds
     comparison = load_comparison(arguments.config, own, *chosen)
     trials = plan(comparison, of_runs)
-    check_directory(comparison, trials)
+    check_directory(comparison, trials, arguments.table_only)
     if arguments.dry_run:
         waiting = due(trials)
         for trial in waiting:

@@ -14,10 +14,10 @@ from launch.run_config import write_run_config
 from launch.status import read_status
 
 
-def check_directory(comparison: ComparisonConfig, trials: list[Trial]) -> None:
+def check_directory(comparison: ComparisonConfig, trials: list[Trial], table_only: bool) -> None:
     """Raises UserError where compare_dir holds something that is not of this comparison."""
     check_definitions(comparison)
-    check_runs(trials)
+    check_runs(trials, table_only)
 
 
 def due(trials: list[Trial]) -> list[Trial]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.trials import Trial
+from alp_megatron.config.schema import Config, ModelConfig
 from alp_megatron.config.yaml_io import dump_yaml, read_mapping
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
@@ -15,17 +16,23 @@ RECORD = "comparison.yaml"
 _DEFINITIONS = ("collapse", "final_evaluations")
 
 
-def check_runs(trials: list[Trial]) -> None:
+def check_runs(trials: list[Trial], table_only: bool) -> None:
     """Runs that have begun have the settings that this comparison gives them.
+
+    A run goes on only with the version that began it. For a table it may be older: then a key that
+    it does not know must have its default here, which is what the run did.
 
     Raises:
         UserError: naming the first directory where a key differs or is of another version.
     """
+    defaults = _flat(Config(model=ModelConfig(path="")).model_dump()) if table_only else {}
     for trial in trials:
         path = trial.run_dir / "config.yaml"
         if not path.is_file():
             continue
-        there, wanted = _flat(read_mapping(path)), _flat(trial.config.model_dump())
+        wanted = _flat(trial.config.model_dump())
+        newer = {key: value for key, value in defaults.items() if wanted.get(key) == value}
+        there = newer | _flat(read_mapping(path))
         there["run_dir"] = wanted["run_dir"]  # a directory may have been moved
         strange = sorted(there.keys() ^ wanted.keys())
         if strange:

@@ -172,6 +172,26 @@ def test_a_run_of_something_else_is_in_the_way(file, capsys, changes, sentence, 
     assert sentence in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
+def test_an_older_run_is_tabulated_but_does_not_go_on(file, capsys):
+    """rollout.weight_noise was added: without it a run had none."""
+    path = file()
+    member(path, rollout=without("rollout", "weight_noise"))
+    assert main(["compare", str(path)]) == 2
+    assert "another version of ALP-Megatron (rollout.weight_noise is missing there)" in (
+        capsys.readouterr().err
+    )
+    assert main(["compare", str(path), "--table-only"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+    assert main(["compare", str(path), "--table-only", "rollout.weight_noise=0.1"]) == 2
+    assert "another version of ALP-Megatron (rollout.weight_noise" in capsys.readouterr().err
+
+
+def without(section, key):
+    tree = load_config(REPO / QUICKSTART).model_dump()[section]
+    del tree[key]
+    return tree
+
+
 def test_a_run_of_the_comparison_is_not_in_the_way(file, capsys):
     path = file()
     member(path)
