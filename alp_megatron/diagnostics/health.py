@@ -39,6 +39,14 @@ CHECKS = (
         "a lower learning rate or a higher rollout precision",
     ),
     Check(
+        "mismatch_perturbed/k3",
+        _metric("mismatch_perturbed/k3"),
+        lambda value: value > 0.1,
+        "at most 0.1",
+        "the ratio's numerator is far from the policy that sampled; try a smaller "
+        "perturbation.sigma0 (alp) or fewer updates per rollout batch",
+    ),
+    Check(
         "mismatch/ess",
         _metric("mismatch/ess"),
         lambda value: value < 0.5,

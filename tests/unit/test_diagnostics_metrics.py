@@ -116,6 +116,7 @@ def test_the_metrics_make_the_required_keys():
 FIRST = {
     "step": 0,
     "mismatch/k3": 0.01,
+    "mismatch_perturbed/k3": 0.02,
     "mismatch/ess": 0.9,
     "alp/effective_fraction": 0.99,
     "alp/sigma_max": 0.01,
@@ -137,6 +138,7 @@ CHANGES = [
     ({}, None),
     ({"mismatch/k3": 0.1}, None),
     ({"mismatch/k3": 0.11}, "mismatch/k3"),
+    ({"mismatch_perturbed/k3": 0.11}, "mismatch_perturbed/k3"),
     ({"mismatch/ess": 0.49}, "mismatch/ess"),
     ({"alp/effective_fraction": 0.0003}, "alp/effective_fraction"),
     ({"alp/effective_fraction": 0.0, "alp/sigma_max": 0.0}, None),

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from alp_megatron.cli import main
 from alp_megatron.diagnostics.overlay_figures import LONGEST, OVERLAYS, shortened
 from alp_megatron.diagnostics.report import write_report
 from alp_megatron.diagnostics.report_sections import config_differences, mismatch_tables
 from alp_megatron.diagnostics.run_record import labels, read_runs
 from alp_megatron.errors import UserError
-from tests.reports import Tags, write_config, write_envelope, write_run
+from tests.reports import Tags, overwrite, write_config, write_envelope, write_run
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ def test_equal_names_are_told_apart(tmp_path):
         write_report(paths)
     with pytest.raises(UserError, match="is given twice"):
         write_report([paths[0], paths[1], paths[0]])
+
+
+def test_the_command_refuses_in_one_sentence(runs, capsys):
+    overwrite(runs[1] / "config.yaml", "  clip_grad: ", "  clip_gradient: ")
+    assert main(["report", *map(str, runs)]) == 2
+    said = capsys.readouterr()
+    expected = f"error: {runs[1]}/config.yaml: Unknown key trainer.clip_gradient; another version"
+    assert said.out == "" and said.err.startswith(expected) and said.err.count("\n") == 1
+    assert sorted(path.name for path in runs[0].parent.iterdir()) == ["alp", "plain"]
 
 
 def test_a_long_label_keeps_both_ends():
