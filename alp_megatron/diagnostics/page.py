@@ -35,10 +35,11 @@ th {{ font-weight: 600; }}
 .grid thead th:first-child {{ min-width: 0; }}
 .grid td {{ font-variant-numeric: tabular-nums; }}
 .grid th:first-child {{ position: sticky; left: 0; background: #fff; }}
+wbr {{ display: none; }}
 pre {{ overflow-x: auto; background: #f5f5f5; padding: .75rem; font-size: .85rem; }}
 .note {{ border-left: 4px solid #E69F00; padding-left: .75rem; }}
 @media (max-width: 40rem) {{
-  .list {{ table-layout: fixed; width: 100%; }}
+  .list {{ table-layout: fixed; width: 100%; }} wbr {{ display: inline; }}
   .grid {{ font-size: .9rem; }}
   .grid tbody th {{ white-space: normal; min-width: 7rem; }}
 }}

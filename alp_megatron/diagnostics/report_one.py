@@ -24,6 +24,7 @@ from alp_megatron.diagnostics.report_sections import (
     LAST_AND_MEDIAN,
     NUMERATORS,
     mismatch_tables,
+    shown,
     summary,
     unhealthy,
 )
@@ -64,7 +65,7 @@ def one_run(run: RunRecord) -> tuple[str, list[str], list[Picture]]:
     parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]
     parts += _mismatch(run)
     if run.environment:
-        rows = {key: str(value) for key, value in flat(run.environment)}
+        rows = {key: shown(value) for key, value in flat(run.environment)}
         parts += [heading("Environment"), pairs(rows)]
     if run.config:
         parts += [heading("Configuration"), code(resolved_yaml(run.config))]

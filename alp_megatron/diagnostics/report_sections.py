@@ -42,13 +42,13 @@ def summary(run: RunRecord) -> dict[str, str]:
         rows["First score"] = f"{values[0]:.3f} (step {steps[0]})"
         rows["Final score"] = f"{values[-1]:.3f} (step {steps[-1]})"
         rows["Gain"] = f"{values[-1] - values[0]:+.3f}"
-    shown = {
+    last_values = {
         "reward/mean": ("Last training reward", "{:.3f}"),
         "mismatch/k3": ("Last k3, clean", "{:.2e} nats/token"),
         "mismatch_perturbed/k3": ("Last k3, perturbed", "{:.2e} nats/token"),
         "alp/sigma_mean": ("Last sigma, mean", "{:.3g}"),
     }
-    for key, (label, form) in shown.items():
+    for key, (label, form) in last_values.items():
         if key in last:
             rows[label] = form.format(last[key])
     seconds = sum(record["time/total"] for record in run.records)
@@ -103,13 +103,14 @@ def config_differences(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
     """{dotted key: its value in each run}, of the keys that differ; run_dir always does."""
     trees = [dict(flat(run.config.model_dump())) if run.config else {} for run in runs.values()]
     keys = dict.fromkeys(key for tree in trees for key in tree if key != "run_dir")
-    rows = {key: [_shown(tree[key]) if key in tree else "?" for tree in trees] for key in keys}
+    rows = {key: [shown(tree[key]) if key in tree else "?" for tree in trees] for key in keys}
     return {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a configuration or an environment, for a reader."""
     if isinstance(value, list):
-        return ", ".join(map(_shown, value)) or "none"
+        return ", ".join(map(shown, value)) or "none"
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -67,7 +67,7 @@ def _warnings(named: Mapping[str, RunRecord]) -> list[str]:
         if sentences:
             parts += [subheading(name), *map(note, sentences)]
     quiet = [name for name, sentences in found.items() if not sentences]
-    return [*parts, paragraph(f"None of {', '.join(quiet)}.")] if quiet else parts
+    return [*parts, paragraph(f"None for {', '.join(quiet)}.")] if quiet else parts
 
 
 def _differences(named: Mapping[str, RunRecord]) -> str:
