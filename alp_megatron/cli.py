@@ -98,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--dry-run", action="store_true", help="print the runs that are due")
     compare.add_argument("--table-only", action="store_true", help="of the runs that are there")
 
+    probe = command("probe", _probe, "several methods' updates on the same rollouts: figure 3")
+    probe.add_argument("config", help="YAML file")
+    probe.add_argument("overrides", **overrides)
+    probe.add_argument("--methods", default="bypass,alp", help="separated by commas")
+    probe.add_argument("--updates", type=int, default=16, help="mini-batches of the rollouts")
+    probe.add_argument("--from", dest="start", help="RUN/checkpoints/step_N; else model.path")
+    probe.add_argument("--out", help="directory to make or go on with; else RUN_DIR-probe")
+
     quantize = command("quantize", _quantize, "make a quantised checkpoint for vLLM with ModelOpt")
     quantize.add_argument("--hf", required=True, help="Hugging Face model directory")
     quantize.add_argument("--out", required=True, help="directory to make")
@@ -183,6 +191,12 @@ def _compare(arguments) -> int:
     from alp_megatron.commands.compare import compare
 
     return compare(arguments)
+
+
+def _probe(arguments) -> int:
+    from alp_megatron.commands.probe import probe
+
+    return probe(arguments)
 
 
 def _quantize(arguments) -> int:

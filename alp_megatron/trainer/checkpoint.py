@@ -98,12 +98,24 @@ def load_checkpoint(directory: Path, learner: Learner) -> dict:
     return json.loads((directory / "counters.json").read_text())
 
 
+def load_weights(directory: Path, chunks: list) -> None:
+    """Fill the weights and s_l alone, for a new optimizer. Collective."""
+    metadata = _METADATA | {"dp_cp_group": _data_parallel_group()}
+    state = dist_checkpointing.load(_sharded_model(chunks, metadata), str(directory / "state"))
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+
+
+def _sharded_model(chunks: list, metadata: dict) -> dict:
+    return {
+        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
+        for index, chunk in enumerate(chunks)
+    }
+
+
 def _sharded_state(learner: Learner, loading: bool) -> dict:
     metadata = _METADATA | {"dp_cp_group": _data_parallel_group()}
-    model = {
-        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
-        for index, chunk in enumerate(learner.chunks)
-    }
+    model = _sharded_model(learner.chunks, metadata)
     if loading:
         _initialise_optimizer_state(learner.optimizer)
     optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_METADATA)

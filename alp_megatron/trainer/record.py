@@ -37,10 +37,7 @@ def step_record(
         "reward/std": float(rewards.std()),
         **update_metrics(trajectories, updates),
         **({} if clean is None else _clean_mismatch(clean, trajectories)),
-        "alp/sigma_mean": float(np.mean(sigmas)),
-        "alp/sigma_min": min(sigmas),
-        "alp/sigma_max": max(sigmas),
-        **{f"alp/sigma_layer_{i}": sigma for i, sigma in enumerate(sigmas)},
+        **sigma_metrics(sigmas),
         "tokens/prompt": sum(len(t.prompt_ids) for t in trajectories),
         "tokens/response": response,
         "tokens/padding_share": _share(sum(u.padding_tokens for u in updates), computed),
@@ -77,6 +74,16 @@ def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) 
         pooled = _pool(updates, clean)
         metrics |= _numerator_metrics(pooled, mask, flat, "ratio_clean", "mismatch_clean")
     return metrics
+
+
+def sigma_metrics(sigmas: list[float]) -> dict[str, float]:
+    """Of the noise scales by layer."""
+    return {
+        "alp/sigma_mean": float(np.mean(sigmas)),
+        "alp/sigma_min": min(sigmas),
+        "alp/sigma_max": max(sigmas),
+        **{f"alp/sigma_layer_{i}": sigma for i, sigma in enumerate(sigmas)},
+    }
 
 
 def _numerator_metrics(pooled: dict, mask: np.ndarray, flat: dict, ratio: str, mismatch: str):

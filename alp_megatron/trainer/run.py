@@ -101,7 +101,7 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
         stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
         run.driver = Driver(config, engine, task, stops)
         run.output = Output(run.run_dir, config, learner, rank, run.first_step if resume else None)
-    _first_sync(run, fresh=not checkpoints)
+    first_sync(run, fresh=not checkpoints)
     if run.driver and not checkpoints:
         run.base_score = run.latest_score = run.driver.evaluate()
         run.output.say(f"base score {run.base_score:.3f}")
@@ -120,8 +120,10 @@ def _restore(run: Run, checkpoint: Path) -> None:
         setattr(run, name, counters[name])
 
 
-def _first_sync(run: Run, fresh: bool) -> None:
-    """A run's first sync is verified; a resumed run restores the version it had.
+def first_sync(run: Run, fresh: bool) -> None:
+    """A run's first sync is verified; a resumed run restores the version it had. Collective.
+
+    Without an output, as where no run is made, the figures of the verification are not shown.
 
     Noise in the engine's weights comes after: it would hide what the verification looks for.
     """

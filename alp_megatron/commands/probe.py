@@ -1,0 +1,62 @@
+"""`alp-megatron probe`."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from alp_megatron.config.layout import world_size
+from alp_megatron.config.schema import Config
+from alp_megatron.probe.directory import prepare, read_configs, read_record
+from alp_megatron.probe.plan import plan
+from alp_megatron.runtime.launcher import launch, under_launcher
+
+
+def probe(arguments: Namespace) -> int:
+    """Check everything that can be checked, run the methods still to do, draw the figure."""
+    chosen = arguments.methods, arguments.updates, arguments.out, arguments.start
+    wanted = plan(arguments.config, arguments.overrides, *chosen)
+    if under_launcher():
+        first = os.environ["RANK"] == "0"
+        if first:
+            prepare(wanted)
+        code = _process(wanted.out, wanted.configs, wanted.start)
+        return code if code or not first else _draw(wanted.out)
+    due = prepare(wanted)
+    if due:
+        words = [str(wanted.out), str(wanted.start or ""), *due]
+        code = launch(__name__, words, world_size(wanted.config))
+        if code:
+            return code
+    return _draw(wanted.out)
+
+
+def _draw(out: Path) -> int:
+    from alp_megatron.probe.figure import write_figure
+
+    record = read_record(out)
+    print(f"score before the updates {record['start_score']:.3f}")
+    print(write_figure(out, list(record["methods"])))
+    return 0
+
+
+def _process(out: Path, configs: dict[str, Config], start: Path | None) -> int:
+    from alp_megatron.runtime.process import run_process
+
+    return run_process(next(iter(configs.values())), _job, out, configs, start)
+
+
+def _job(config: Config, rank, out: Path, configs: dict[str, Config], start: Path | None) -> None:
+    from alp_megatron.probe.job import probe_job
+    from alp_megatron.runtime.process_groups import from_first_rank
+
+    done = from_first_rank(list(read_record(out)["methods"]) if rank.is_first else None)
+    due = {name: own for name, own in configs.items() if name not in done}
+    if due:
+        probe_job(config, rank, out, due, start)
+
+
+if __name__ == "__main__":
+    directory, checkpoint, *names = sys.argv[1:]
+    given = read_configs(Path(directory), names)
+    sys.exit(_process(Path(directory), given, Path(checkpoint) if checkpoint else None))

@@ -1,0 +1,1 @@
+"""The controlled intervention: several methods' off-policy updates on the same rollouts."""
