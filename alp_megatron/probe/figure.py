@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from alp_megatron.diagnostics.envelope import envelope_width
+from alp_megatron.diagnostics.envelope import FEWEST, envelope_width
 from alp_megatron.diagnostics.envelope_figure import X_LABELS, draw_envelope
 from alp_megatron.diagnostics.envelope_points import (
     Numerator,
@@ -56,11 +56,13 @@ def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
         for name, ratios in tokens.items()
         for numerator in NUMERATORS
     }
-    edges = envelope_edges(points.values())
+    groups = [by_staleness(p, GROUPS).values() for p in points.values()]
+    edges = merged(envelope_edges(points.values()), [g.x for of in groups for g in of], FEWEST)
     for row, name in enumerate(tokens):
         for axes, numerator in zip(grid[row], NUMERATORS, strict=True):
             axes.sharex(grid[0, 0])
             axes.sharey(grid[0, 0])
+            axes.tick_params(labelleft=numerator == "clean")
             axes.axhline(0, color=GREY, lw=0.8, zorder=0)
             if numerator == "perturbed" and not _has_noise(tokens[name]):
                 axes.text(
@@ -77,12 +79,35 @@ def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
         axes.set_title(_TITLES[numerator])
     for axes in grid[-1]:
         axes.set_xlabel(X_LABELS["token"])
+    for axes in grid[:-1].flat:
+        axes.tick_params(labelbottom=False)
+
+
+def merged(edges: np.ndarray, x_of_groups: list[np.ndarray], fewest: int) -> np.ndarray:
+    """Neighbouring bins joined until each holds `fewest` points of every group.
+
+    A good model finds most of its own tokens likely: of equal bins only those near 0 would be
+    full. They are joined from there on; too few at the lower end join the last bin made.
+
+    Args:
+        edges: [bins + 1], ascending.
+        x_of_groups: nats, each [n]; all within the edges.
+    """
+    counts = np.array([np.histogram(x, edges)[0] for x in x_of_groups if x.size])
+    kept, first = [edges[-1]], len(edges) - 1
+    for start in range(len(edges) - 2, -1, -1):
+        if counts.size and (counts[:, start:first].sum(axis=1) >= fewest).all():
+            kept.append(edges[start])
+            first = start
+    kept[-1 if len(kept) > 1 else len(kept) :] = [edges[0]]
+    return np.array(kept[::-1])
 
 
 def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
     """The first panel's scale serves both."""
     for axes, numerator in zip(row, NUMERATORS, strict=True):
         axes.sharey(row[0])
+        axes.tick_params(labelleft=numerator == "clean")
         for index, (name, ratios) in enumerate(tokens.items()):
             axes.plot(*width_by_update(ratios, numerator), label=name, **series_style(index))
         axes.set_xlabel("update (index)")

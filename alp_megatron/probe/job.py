@@ -107,7 +107,7 @@ def _build(config: Config, rank: Rank, driver: Driver | None, start: Path | None
     """The start: a checkpoint's weights, noise scales of sigma0, an optimizer without a past."""
     load: Callable[[list], None] | None = None
     if start is not None:
-        load = partial(_load_start, start)
+        load = partial(load_start, start)
     learner = Learner(config, rank.device, load=load)
     return Run(
         config,
@@ -120,7 +120,8 @@ def _build(config: Config, rank: Rank, driver: Driver | None, start: Path | None
     )
 
 
-def _load_start(start: Path, chunks: list) -> None:
+def load_start(start: Path, chunks: list) -> None:
+    """Fill the chunks with a checkpoint's weights; the noise scales start at sigma0. Collective."""
     load_weights(start, chunks)
     with torch.no_grad():
         for chunk in chunks:

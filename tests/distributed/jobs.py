@@ -1,5 +1,7 @@
 """What the training processes do in the tests of this folder."""
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -187,8 +189,6 @@ def load_then_continue(config, rank, run_dir: str, trajectories: list) -> dict:
 
 
 def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
-    from pathlib import Path
-
     from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint, save_checkpoint
 
     learner = Learner(config, rank.device)
@@ -205,3 +205,25 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     scales = sigmas(learner.chunks, config.perturbation.sigma0)
     weights = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
     return {"weights": weights, "sigmas": scales, "counters": counters}
+
+
+def off_policy(config, rank, configs: dict, trajectories: list) -> dict[str, list[dict]]:
+    """A probe's updates with each configuration in turn: their metrics."""
+    from alp_megatron.probe.job import off_policy_updates
+
+    return {
+        name: off_policy_updates(Learner(own, rank.device), trajectories)[1]
+        for name, own in configs.items()
+    }
+
+
+def start_of_probe(config, rank, checkpoint: str) -> dict:
+    """What a probe begins with: the exported fp32 weights, and s_l by layer."""
+    from alp_megatron.probe.job import load_start
+
+    learner = Learner(config, rank.device, load=lambda chunks: load_start(Path(checkpoint), chunks))
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    return {
+        "weights": {name: tensor.clone() for name, tensor in plan.stream(torch.float32)},
+        "scales": [layer.log_sigma_scale.item() for layer in learner.chunks[0].decoder.layers],
+    }
