@@ -1,4 +1,4 @@
-"""`alp-megatron probe` with the real engine: reproducible, gone on with, from a run's checkpoint."""
+"""`alp-megatron probe` with the real engine: reproducible, resumable, from a run's checkpoint."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from alp_megatron.diagnostics.token_ratios import TokenRatios
-from tests.e2e.runs import QUICKSTART, QUIET, SMALL, run, the_sentence, train_arguments
+from tests.e2e.runs import QUICKSTART, QUIET, SMALL, Command, the_sentence, train_arguments
 
 pytestmark = pytest.mark.slow
 UPDATES = 4
@@ -18,11 +18,17 @@ def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("probe")
 
 
+def run(directory, *arguments, code=0):
+    """The command, which has ended with that exit code."""
+    command = Command(directory, *arguments)
+    assert command.wait(600) == code, command.text()
+    return command
+
+
 @pytest.fixture(scope="module")
 def whole(directory):
     """Three methods in one go."""
     command = run(directory, *PROBE, "--methods", "bypass,alp,grpo", "--out", directory / "whole")
-    assert command.process.returncode == 0, command.text()
     assert command.err == ""
     command.check_nothing_is_left(seconds=5)
     return directory / "whole"
@@ -63,9 +69,8 @@ def test_methods_one_at_a_time_give_the_same_numbers(whole, directory):
     """In another order as well; the second command finds the rollouts of the first."""
     out = directory / "parts"
     for methods in ("grpo", "alp,bypass"):
-        command = run(directory, *PROBE, "--methods", methods, "--out", out)
-        assert command.process.returncode == 0, command.text()
-    assert files(out) == files(whole)
+        run(directory, *PROBE, "--methods", methods, "--out", out)
+        assert files(out) == files(whole)
     there, here = record(whole), record(out)
     assert there["rollouts"] == here["rollouts"]
     assert there["start_score"] == here["start_score"]
@@ -76,7 +81,6 @@ def test_a_finished_probe_only_draws(whole, directory):
     before = record(whole)
     (whole / "figures" / "figure3.png").unlink()
     command = run(directory, *PROBE, "--methods", "alp,bypass", "--out", whole)
-    assert command.process.returncode == 0, command.text()
     assert command.out.splitlines()[-1] == str(whole / "figures" / "figure3.png")
     assert (whole / "figures" / "figure3.png").is_file()
     assert record(whole) == before
@@ -84,17 +88,14 @@ def test_a_finished_probe_only_draws(whole, directory):
 
 def test_from_a_run_s_checkpoint(whole, directory):
     run_dir = directory / "run"
-    trained = run(directory, *train_arguments(run_dir, 1, "trainer.lr=1e-3", *QUIET))
-    assert trained.process.returncode == 0, trained.text()
+    run(directory, *train_arguments(run_dir, 1, "trainer.lr=1e-3", *QUIET))
     checkpoint = run_dir / "checkpoints" / "step_000001"
     arguments = ["--methods", "bypass", "--from", checkpoint, "--out"]
-    command = run(directory, *PROBE, *arguments, directory / "later")
-    assert command.process.returncode == 0, command.text()
+    run(directory, *PROBE, *arguments, directory / "later")
     later, base = record(directory / "later"), record(whole)
     assert later["of"]["from"] == str(checkpoint)
     assert later["rollouts"]["sha256"] != base["rollouts"]["sha256"]
     # It starts where the run stood: as close to its own engine as any start.
     assert later["methods"]["bypass"]["updates"][0]["mismatch_clean/k3"] < 1e-3
-    refused = run(directory, *PROBE, *arguments, whole)
-    assert refused.process.returncode == 2
+    refused = run(directory, *PROBE, *arguments, whole, code=2)
     assert f"{whole} holds a probe with --from=null, not" in the_sentence(refused)
