@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         help='JSONL of {"sample_id", "input_ids", "prompt_length"}; else sampled',
     )
     mismatch.add_argument("--quantizations", help="some of them, separated by commas; all else")
+    mismatch.add_argument(
+        "--trainers",
+        help="float32, bfloat16, fp8_delayed, fp8_tensorwise, fp8_blockwise, fp8_mxfp8; the first "
+        "two if not given",
+    )
     mismatch.add_argument("--out", required=True, help="Markdown file to make")
 
     compare = command("compare", _compare, "methods x mismatches x seeds: runs, table, figures")

@@ -51,5 +51,5 @@ def rounded_blocks(
     return result
 
 
-def floor_power(x: float) -> float:
+def floor_power(x):
     return 2.0 ** np.floor(np.log2(x))

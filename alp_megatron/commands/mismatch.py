@@ -1,4 +1,4 @@
-"""`alp-megatron mismatch`: trainer dtypes against rollout quantisations, at equal weights."""
+"""`alp-megatron mismatch`: trainer precisions against rollout quantisations, at equal weights."""
 
 import json
 import sys
@@ -12,14 +12,22 @@ import numpy as np
 
 from alp_megatron.commands.score import launch_scoring, read_token_lines
 from alp_megatron.config.load import load_config
-from alp_megatron.config.schema import Config, RolloutConfig
+from alp_megatron.config.schema import Config, Fp8Config, RolloutConfig
 from alp_megatron.config.validate import validate
+from alp_megatron.config.validate_fp8 import check_fp8
 from alp_megatron.diagnostics.mismatch_document import write_document
 from alp_megatron.diagnostics.mismatch_matrix import compare, text_table
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED, Scheme, rollout_scheme
 
-TRAINER_DTYPES = ("float32", "bfloat16")
+RECIPES: tuple[str, ...] = get_args(Fp8Config.model_fields["recipe"].annotation)
+# Name -> type of the parameters, and the FP8 recipe if there is one.
+TRAINERS: dict[str, tuple[str, str | None]] = {
+    "float32": ("float32", None),
+    "bfloat16": ("bfloat16", None),
+    **{f"fp8_{recipe}": ("bfloat16", recipe) for recipe in RECIPES},
+}
+_DEFAULT_TRAINERS = ("float32", "bfloat16")
 QUANTIZATIONS: tuple[str, ...] = get_args(RolloutConfig.model_fields["quantization"].annotation)
 _STEP = 0  # the training step whose prompts are sampled
 
@@ -36,7 +44,12 @@ def mismatch(arguments: Namespace) -> int:
     """
     config = load_config(arguments.config, arguments.overrides)
     shape = validate(config, for_training=arguments.tokens is None)
-    schemes = _schemes(config, _chosen(arguments.quantizations))
+    quantizations = _chosen("--quantizations", arguments.quantizations, QUANTIZATIONS)
+    schemes = _schemes(config, quantizations)
+    chosen = _chosen("--trainers", arguments.trainers, tuple(TRAINERS), _DEFAULT_TRAINERS)
+    precisions = {name: _with_precision(config, name) for name in chosen}
+    for own in precisions.values():
+        check_fp8(own, shape)
     out = Path(arguments.out)
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its directory does not exist; make it first.")
@@ -48,25 +61,39 @@ def mismatch(arguments: Namespace) -> int:
             records = _read(Path(arguments.tokens), shape.vocab_size)
         tokens = scratch / "tokens.jsonl"
         tokens.write_text("".join(json.dumps(record) + "\n" for record in records))
-        rollouts = {q: _rollout(config, q, s, records, scratch) for q, s in schemes.items()}
+        rollouts: dict[str, np.ndarray | str] = {
+            q: _rollout(config, q, s, records, scratch) for q, s in schemes.items()
+        }
         try:
-            trainers = {d: _trainer(config, d, records, tokens) for d in TRAINER_DTYPES}
+            trainers = {n: _trainer(own, n, records, tokens) for n, own in precisions.items()}
         except _TrainerFailed as failure:
             return failure.args[0]
+        if "bfloat16" in trainers and any(TRAINERS[name][1] for name in trainers):
+            rollouts["(trainer bfloat16)"] = trainers["bfloat16"]  # what FP8 alone makes
         rows = compare(trainers, rollouts)
         write_document(out, config, tokens, _coverage(schemes), rows)
     print(text_table(rows))
     return 0
 
 
-def _chosen(text: str | None) -> tuple[str, ...]:
-    names = QUANTIZATIONS if text is None else tuple(text.split(","))
+def _chosen(
+    option: str, text: str | None, known: tuple[str, ...], default: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Of a list with commas; without one the default, which is all if not given."""
+    names = (default or known) if text is None else tuple(text.split(","))
     for name in names:
-        if name not in QUANTIZATIONS:
-            raise UserError(
-                f"--quantizations names {name!r}: use some of {', '.join(QUANTIZATIONS)}."
-            )
+        if name not in known:
+            raise UserError(f"{option} names {name!r}: use some of {', '.join(known)}.")
     return tuple(dict.fromkeys(names))
+
+
+def _with_precision(config: Config, trainer: str) -> Config:
+    own = config.model_copy(deep=True)
+    own.model.params_dtype, recipe = TRAINERS[trainer]
+    own.model.fp8 = None
+    if recipe is not None:
+        own.model.fp8 = Fp8Config.model_validate({"recipe": recipe})
+    return own
 
 
 def _schemes(config: Config, quantizations: tuple[str, ...]) -> dict[str, Scheme | None | str]:
@@ -175,13 +202,11 @@ def _send_weights(config: Config, scheme: Scheme, engine) -> None:
     engine.update_weights(quantized(weights, scheme), version=0)
 
 
-def _trainer(config: Config, dtype: str, records: list[dict], tokens: Path) -> np.ndarray:
-    """The trainer's log-probabilities [t] in its own layout, with parameters of `dtype`."""
-    _say(f"trainer {dtype}")
-    own = config.model_copy(deep=True)
-    own.model.params_dtype = dtype
+def _trainer(own: Config, name: str, records: list[dict], tokens: Path) -> np.ndarray:
+    """The trainer's log-probabilities [t] in its own layout and precision."""
+    _say(f"trainer {name}")
     own.rollout.temperature = 1.0  # that of the engine's scores
-    out = tokens.with_name(f"{dtype}.jsonl")
+    out = tokens.with_name(f"{name}.jsonl")
     code = launch_scoring(own, tokens, out)
     if code:
         raise _TrainerFailed(code)

@@ -70,6 +70,13 @@ CHECKS = (
         "rollout batch, a lower trainer.lr or, with alp, a smaller perturbation.sigma0",
     ),
     Check(
+        "alp/fp8_surviving_fraction",
+        lambda r: r["alp/fp8_surviving_fraction"],
+        lambda value: value < 0.01,
+        "at least 0.01",
+        "FP8 rounding loses the noise; try a larger perturbation.sigma0",
+    ),
+    Check(
         "clipped share",
         lambda r, first: r["ratio/clip_low"] + r["ratio/clip_high"] + r["ratio/dual_clip"],
         lambda value: value > 0.3,

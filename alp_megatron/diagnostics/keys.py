@@ -22,6 +22,7 @@ def required_keys(num_layers: int) -> list[str]:
     `mismatch/*` is there every `logging.clean_mismatch_interval` steps, `correction/*` where the
     objective corrects, `envelope_keys` on steps that write envelopes/. `time/old_logprobs`,
     `time/clean_logprobs` and `time/envelope` are parts of `time/train`.
+    With `model.fp8`: `fp8/*` and `alp/fp8_surviving_fraction` (docs/fp8.md).
     `eval/score` is the latest evaluation's; the optional `eval/step` says of which step.
     """
     return [

@@ -12,15 +12,18 @@ from alp_megatron.fp8.casts import round_trip
 ScaleRule = Callable[[Tensor, torch.dtype], Tensor]
 
 
-def round_rows(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
-    """Blocks of 1 x size along the last dimension; the last block of a row may be shorter.
-
-    matrix: fp32 [r, c].
-    """
+def row_scales(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
+    """The scale [r, c] of every element of a matrix [r, c], fp32, with blocks of 1 x size along
+    the last dimension; the last block of a row may be shorter."""
     columns = matrix.shape[1]
     blocks = pad(matrix, (0, -columns % size)).unflatten(1, (-1, size))
     scale = rule(blocks.abs().amax(-1, keepdim=True), dtype)
-    return round_trip(blocks, scale, dtype).flatten(1)[:, :columns]
+    return scale.expand_as(blocks).flatten(1)[:, :columns]
+
+
+def round_rows(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
+    """With the scales of `row_scales`."""
+    return round_trip(matrix, row_scales(matrix, size, dtype, rule), dtype)
 
 
 def round_columns(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:

@@ -45,7 +45,7 @@ def _rows(tensor: Tensor, run: Fp8Pass) -> Tensor:
     return tensor.flatten(0, -2).float() * run.tokens
 
 
-class _Fp8:
+class EmulatedFp8:
     """Inside an `fp8_pass` the product of Megatron's layer is rounded; outside it is Megatron's."""
 
     def __init__(self, *args, config, **kwargs):
@@ -74,11 +74,11 @@ class _Fp8:
         return output if bias is None else output + bias
 
 
-class Fp8ColumnParallelLinear(_Fp8, ColumnParallelLinear):
+class Fp8ColumnParallelLinear(EmulatedFp8, ColumnParallelLinear):
     """y = x w^T with the rows of w split over TP."""
 
 
-class Fp8RowParallelLinear(_Fp8, RowParallelLinear):
+class Fp8RowParallelLinear(EmulatedFp8, RowParallelLinear):
     """y = x w^T with the columns of w split over TP."""
 
 

@@ -19,13 +19,11 @@ class Fp8Pass:
         tokens: bool [t, 1], False on rows of padding, which are rounded as zeros: what fills a
             row differs between layouts, and would reach the scales.
         records: whether amaxes enter the history: in updates, not in log-probability passes.
-        measures: whether layers count how much of their noise survives the rounding.
         scales: of each linear layer that has run, those of its input and weight, fp32 [2].
     """
 
     tokens: Tensor
     records: bool
-    measures: bool = False
     scales: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 

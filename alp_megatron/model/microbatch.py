@@ -35,6 +35,7 @@ class MicroBatch:
         sequence_index: [n] which sequence of the micro-batch each belongs to.
         sequence_sample_ids: the sample ids of the sequences, in order.
         noise_plans: what its perturbed forwards drew, one for each model chunk they ran through.
+        samples_fp8: whether FP8 layers count how much of the noise is left in their codes.
     """
 
     tokens: Tensor
@@ -46,6 +47,7 @@ class MicroBatch:
     sequence_index: Tensor
     sequence_sample_ids: list[int]
     noise_plans: list = field(default_factory=list)
+    samples_fp8: bool = False
 
     @property
     def padding(self) -> int:

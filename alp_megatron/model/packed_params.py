@@ -56,6 +56,8 @@ def packed_params(
         if sequence_parallel:
             share = len(batch.tokens) // tp_size
             rows = slice(tp_rank * share, (tp_rank + 1) * share)
-        params.noise = NoisePlan(key, batch.sample_ids[rows], batch.positions[rows])
+        params.noise = NoisePlan(
+            key, batch.sample_ids[rows], batch.positions[rows], batch.samples_fp8
+        )
         batch.noise_plans.append(params.noise)
     return params

@@ -6,6 +6,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from alp_megatron.fp8.scope import fp8_pass
+from alp_megatron.fp8.survival import count_surviving
 from alp_megatron.perturbation.autograd import add_noise
 
 
@@ -36,7 +37,7 @@ class PerturbedTransformerLayer(TransformerLayer):
         """`TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
         plan = getattr(packed_seq_params, "noise", None)
         if plan is not None and self.perturbs():
-            settings = self.config.perturbation
+            settings, clean = self.config.perturbation, hidden_states
             hidden_states = add_noise(
                 hidden_states,
                 self.log_sigma_scale,
@@ -45,9 +46,9 @@ class PerturbedTransformerLayer(TransformerLayer):
                 self.layer_number - 1,
                 settings.sigma_mode,
             )
-        fp8 = getattr(packed_seq_params, "fp8", None)
-        if fp8 is not None and is_first_last_bf16_layer(self.config, self.layer_number - 1):
-            fp8 = None
+            if plan.samples_fp8 and self._computes_in_fp8():
+                count_surviving(self, clean, hidden_states, plan)
+        fp8 = getattr(packed_seq_params, "fp8", None) if self._computes_in_fp8() else None
         with fp8_pass(fp8):
             return super().forward(
                 hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
@@ -60,6 +61,12 @@ class PerturbedTransformerLayer(TransformerLayer):
             return False
         end = self.config.num_layers if settings.layer_end is None else settings.layer_end
         return settings.layer_start <= self.layer_number - 1 < end
+
+    def _computes_in_fp8(self) -> bool:
+        config = self.config
+        if config.fp8 is None and config.emulated_fp8 is None:
+            return False
+        return not is_first_last_bf16_layer(config, self.layer_number - 1)
 
     def _apply(self, fn, recurse=True):
         """Casts and moves of the module (`.bfloat16()`, `.cuda()`): s_l moves, but stays fp32.

@@ -23,11 +23,14 @@ class NoisePlan:
     key: NoiseKey
     sample_ids: Tensor
     positions: Tensor
+    samples_fp8: bool = False  # whether FP8 layers fill in the two counts of theirs
     # The key's words live on the device so that a captured CUDA graph reads, not bakes in, them.
     key_words: Tensor = field(init=False)  # int64 [2]
     rows: Tensor = field(init=False)  # int64 [], rows that are not padding
     changed: Tensor = field(init=False)  # int64 [], hidden elements that the noise changed
     total: Tensor = field(init=False)  # int64 [], hidden elements that got noise
+    fp8_changed: Tensor = field(init=False)  # int64 [], FP8 codes that the noise changed
+    fp8_total: Tensor = field(init=False)  # int64 [], FP8 codes that were looked at
 
     def __post_init__(self):
         assert self.sample_ids.dim() == 1 and self.sample_ids.shape == self.positions.shape
@@ -35,8 +38,8 @@ class NoisePlan:
         device = self.sample_ids.device
         self.key_words = torch.tensor(self.key.words(), dtype=torch.int64, device=device)
         self.rows = (self.sample_ids >= 0).sum()
-        self.changed = torch.zeros((), dtype=torch.int64, device=device)
-        self.total = torch.zeros((), dtype=torch.int64, device=device)
+        for count in ("changed", "total", "fp8_changed", "fp8_total"):
+            setattr(self, count, torch.zeros((), dtype=torch.int64, device=device))
 
     @property
     def effective_fraction(self) -> Tensor:

@@ -9,6 +9,7 @@ from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
 from alp_megatron.trainer.checkpoint import save_checkpoint
 from alp_megatron.trainer.envelopes import has_envelope
+from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.trainer.policy_update import update_policy
 from alp_megatron.trainer.record import step_record
@@ -36,6 +37,7 @@ def train(run: Run) -> bool:
 
         with phase("train", seconds):
             old = old_logprobs(run, step, trajectories, seconds)
+            precision = fp8_mismatch(learner, trajectories, old)
             both = has_envelope(config, step)
             updates = [
                 update_policy(
@@ -45,6 +47,7 @@ def train(run: Run) -> bool:
                     minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
                 )
             ]
+            precision |= fp8_update_metrics(learner, updates)
             seconds["envelope"] = sum(update.clean_seconds for update in updates)
         done = step + 1
         last = done == config.trainer.steps
@@ -62,7 +65,7 @@ def train(run: Run) -> bool:
         scales = sigmas(learner.chunks, config.perturbation.sigma0 if noisy else 0.0)
         if driver:
             record = step_record(trajectories, old, updates, scales, version, seconds)
-            run.output.write(step, record | run.scores(), trajectories, updates)
+            run.output.write(step, record | precision | run.scores(), trajectories, updates)
         # A checkpoint holds no weights but these: it is made where the engine has them too.
         stop = synced and not last and stop_requested(run.run_dir)
         if done % config.trainer.save_interval == 0 or last or stop:

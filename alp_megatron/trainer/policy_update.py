@@ -29,6 +29,7 @@ class UpdateRecord:
         loss: the global loss.
         noise_changed, noise_total: hidden elements that the noise changed, and that got noise.
         computed_tokens, padding_tokens: rows that went through the model, and those of no use.
+        fp8_changed, fp8_total: FP8 codes that the noise changed, and that were looked at.
         clean: the same arrays without the noise, at the weights that the update started from;
             None where that was not asked for.
         clean_seconds: what they took, as this rank sees it.
@@ -42,6 +43,8 @@ class UpdateRecord:
     noise_total: int
     computed_tokens: int
     padding_tokens: int
+    fp8_changed: int = 0
+    fp8_total: int = 0
     clean: dict[str, np.ndarray] | None = None
     clean_seconds: float = 0.0
 
@@ -85,6 +88,8 @@ def update_policy(
         value, tokens = observe(*output)
         return value, {"tokens": tokens, "loss": float(value.detach())}
 
+    # A sample is enough: it costs two more norms and roundings in every layer.
+    batches[0].samples_fp8 = config.model.fp8 is not None and key.update == 0
     started, clean = time.perf_counter(), None
     if measure_clean and method.perturbed:
         seen = learner.forward(batches, config.rollout.temperature, lambda *o: observe(*o)[1])
@@ -127,6 +132,8 @@ def _total_counts(batches: list[MicroBatch]) -> list[int]:
             sum(int(p.total) for p in plans),
             sum(len(b.tokens) for b in batches),
             sum(b.padding for b in batches),
+            sum(int(p.fp8_changed) for p in plans),
+            sum(int(p.fp8_total) for p in plans),
         ],
         device=batches[0].tokens.device,
     )

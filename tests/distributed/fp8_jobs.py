@@ -1,5 +1,7 @@
 """What the training processes do in test_fp8."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -8,13 +10,16 @@ from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Fp8Config
 from alp_megatron.fp8.linear import Fp8ColumnParallelLinear
 from alp_megatron.fp8.scope import Fp8Pass, fp8_pass, without_fp8
+from alp_megatron.fp8.survival import count_surviving
 from alp_megatron.model.hf_config import policy_config
-from alp_megatron.trainer.batch import as_sequence
+from alp_megatron.perturbation import NoiseKey, NoisePlan
+from alp_megatron.trainer.batch import as_sequence, minibatches
+from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.trainer.policy_update import update_policy
 from tests.distributed.jobs import update_gradients
-from tests.distributed.layouts import KEY
+from tests.distributed.layouts import KEY, NUM_SAMPLES
 
 
 def gradients_of_recipes(config, rank, trajectories: list, recipes: tuple) -> dict:
@@ -52,6 +57,32 @@ def with_and_without(config, rank, sequences: list) -> list[dict]:
     with without_fp8(learner.policy_config):
         high = token_logprobs(learner, sequences)
     return [first, high, token_logprobs(learner, sequences)]
+
+
+def metrics(config, rank, trajectories: list) -> dict:
+    """A step of two updates (learning rates 0): its FP8 metrics, as every rank has them."""
+    learner = Learner(config, rank.device)
+    clean = token_logprobs(learner, [as_sequence(t) for t in trajectories])
+    found = fp8_mismatch(learner, trajectories, clean)
+    updates = [
+        update_policy(learner, half, clean, NoiseKey(7, 3, index))
+        for index, half in enumerate(minibatches(trajectories, NUM_SAMPLES // 2, 7, 3))
+    ]
+    return found | fp8_update_metrics(learner, updates)
+
+
+def surviving(config, rank, recipe: str, clean, noisy) -> list[int]:
+    """The two counts of `count_surviving` of a layer whose norm is the identity; the last row of
+    the hidden states [s, 1, h] is padding."""
+    layer = SimpleNamespace(
+        config=SimpleNamespace(emulated_fp8=Fp8Config(recipe=recipe)),
+        self_attention=SimpleNamespace(linear_qkv=None),
+        input_layernorm=torch.nn.Identity(),
+    )
+    ids = torch.tensor([5] * (len(clean) - 1) + [-1])
+    plan = NoisePlan(KEY, ids, torch.arange(len(clean)))
+    count_surviving(layer, clean, noisy, plan)
+    return [int(plan.fp8_changed), int(plan.fp8_total)]
 
 
 def products(config, rank, recipe: str, x, w, g) -> tuple:

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from alp_megatron.config.schema import Fp8Config
 from alp_megatron.trainer.batch import as_sequence
 from tests.distributed.layouts import config_for, processes_of, some_trajectories
-from tests.fp8_reference import E4M3, E5M2, floor_power, rounded_blocks
+from tests.fp8_reference import E4M3, E5M2, floor_power, nearest_codes, rounded_blocks
 from tests.models import make_model
 
 FP8_JOBS = "tests.distributed.fp8_jobs:"
@@ -175,3 +176,48 @@ def test_layers_can_stay_in_high_precision(workers, wide_model):
         )[0]
         assert all(torch.equal(first[i], again[i]) for i in first)
         assert all(torch.equal(first[i], high[i]) for i in first) == same
+
+
+@pytest.mark.parametrize("recipe, size", [("tensorwise", None), ("blockwise", 128), ("mxfp8", 32)])
+def test_surviving_noise_equals_float64(workers, wide_model, recipe, size):
+    rng = np.random.default_rng(8)
+    clean = rng.standard_normal((40, 1, 256)).astype(np.float32)
+    noisy = clean + (0.05 * rng.standard_normal(clean.shape)).astype(np.float32)
+    noisy[-1] = 1e6  # padding
+    counts = workers.run(
+        FP8_JOBS + "surviving",
+        config_for(wide_model),
+        1,
+        recipe=recipe,
+        clean=torch.from_numpy(clean),
+        noisy=torch.from_numpy(noisy),
+    )[0]
+    before, after = clean[:-1, 0], noisy[:-1, 0]
+    amax = np.abs(after).max() if size is None else np.abs(after.reshape(39, -1, size)).max(-1)
+    scale = 448.0 / amax.astype(np.float64)
+    scale = np.float32(scale) if size is None else floor_power(scale).repeat(size, 1)
+    changed = nearest_codes(before * scale, E4M3) != nearest_codes(after * scale, E4M3)
+    assert counts == [changed.sum(), changed.size] and 0.1 < changed.mean() < 0.9
+
+
+def test_metrics(workers, wide_model):
+    """They are those of the whole model, the same on every rank and in every layout."""
+    weights = load_file(f"{wide_model}/model.safetensors")
+    largest = max(float(w.abs().max()) for n, w in weights.items() if n.endswith("_proj.weight"))
+    found = [
+        rank
+        for layout in (None, "tp2-sp", "pp2")
+        for rank in workers.run(
+            FP8_JOBS + "metrics",
+            fp8_config(wide_model, layout, {"recipe": "delayed"}),
+            processes_of(layout),
+            trajectories=some_trajectories(),
+        )
+    ]
+    for metrics in found:
+        assert metrics["fp8/amax_weight"] == pytest.approx(largest, rel=1e-7)
+        assert metrics == pytest.approx(found[0], rel=1e-2)
+    assert 0 < found[0]["fp8/k3"] < 0.1 and 0 < found[0]["fp8/abs_diff_mean"] < 0.3
+    assert 0.01 < found[0]["alp/fp8_surviving_fraction"] < 0.99
+    assert found[0]["fp8/amax_growth_weight"] == pytest.approx(1, rel=1e-6)  # they stay
+    assert found[0]["fp8/amax_growth_input"] > 0.999
