@@ -3,6 +3,7 @@
 # make test-slow      the tests marked slow
 # make test-slurm     the tests marked slurm, on a Slurm of their own (installed by apt, needs root)
 # make bench          the benchmarks
+# make gpu            everything that only a GPU can show (GPU_PARTS="noise step": some of it)
 
 PYTHON ?= python3.11
 DEVICE ?= cpu
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: train resume test test-slow test-slurm lint bench doctor install
+.PHONY: train resume test test-slow test-slurm lint bench gpu doctor install
 
 train: install
 	$(BIN)/alp-megatron train $(CONFIG) $(ARGS)
@@ -38,6 +39,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.all
+
+# Installs nothing: what is missing on the machine is skipped, and said.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU_PARTS)
 
 doctor: install
 	$(BIN)/alp-megatron doctor

@@ -1,0 +1,98 @@
+"""`python -m benchmarks.gpu [PART ...]`: all parts, or those whose name contains a word given.
+
+Prints a line for each part and writes `benchmarks/results/DEVICE.json`. Exit code: 0; 1 if a part
+failed or missed a goal; 2 without a GPU.
+"""
+
+import json
+import re
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main(words: list[str]) -> int:
+    reason = _no_gpu()
+    if reason is not None:
+        print(f"error: the GPU proof needs a CUDA device, but {reason}.", file=sys.stderr)
+        return 2
+    import torch
+
+    from benchmarks.gpu.parts import PARTS
+
+    chosen = {n: p for n, p in PARTS.items() if not words or any(word in n for word in words)}
+    device = torch.cuda.get_device_name()
+    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+    kept = json.loads(path.read_text())["parts"] if path.exists() else {}
+    for name, part in chosen.items():
+        kept[name] = _outcome(part)
+        print(_line(name, kept[name]), flush=True)
+        whole = {"machine": _machine(device), "parts": kept}
+        path.write_text(json.dumps(whole, indent=1) + "\n")  # what is done survives a later crash
+    print(path)
+    bad = [n for n in chosen if kept[n]["status"] == "failed" or not _all_met(kept[n])]
+    return 1 if bad else 0
+
+
+def _no_gpu() -> str | None:
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
+    return None if torch.cuda.is_available() else "torch sees none"
+
+
+def _outcome(part) -> dict:
+    """Any exception is that part's alone."""
+    from benchmarks.gpu.part import Skip
+
+    started = time.perf_counter()
+    try:
+        found = part()
+    except Skip as skip:
+        return {"status": "skipped", "reason": str(skip), "goals": []}
+    except Exception as error:
+        traceback.print_exc()
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}", "goals": []}
+    return {
+        "status": "ran",
+        "seconds": time.perf_counter() - started,
+        "figures": found.figures,
+        "goals": [asdict(goal) | {"met": goal.met, "text": str(goal)} for goal in found.goals],
+        "note": found.note,
+    }
+
+
+def _line(name: str, outcome: dict) -> str:
+    if outcome["status"] != "ran":
+        return f"{name}: {outcome['status']}: {outcome['reason']}"
+    goals = "; ".join(goal["text"] for goal in outcome["goals"])
+    return f"{name}: {goals or 'ran'} ({outcome['seconds']:.0f} s)"
+
+
+def _all_met(outcome: dict) -> bool:
+    return all(goal["met"] for goal in outcome["goals"])
+
+
+def _machine(device: str) -> dict:
+    from importlib import metadata
+
+    import torch
+
+    packages = ("megatron-core", "transformer-engine", "vllm", "triton")
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {
+        "device": device,
+        "capability": list(torch.cuda.get_device_capability()),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        **{name: found.get(name) for name in packages},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

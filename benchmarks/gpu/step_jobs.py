@@ -1,0 +1,27 @@
+"""What the training process does for the measures of a step. Runs on one GPU."""
+
+import torch
+
+from alp_megatron.perturbation import NoiseKey
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.policy_update import update_policy
+from benchmarks.gpu.models import samples, training_config
+from benchmarks.rounds import seconds_by_rounds
+
+
+def update_seconds(config, rank, path: str, recipe: str | None, rounds: int) -> dict:
+    """Seconds of an update with `alp` and with `bypass` in each round."""
+    steps = {m: _step(training_config(path, m, recipe), rank) for m in ("alp", "bypass")}
+    return seconds_by_rounds(steps, rounds, warm_up=3, meet=torch.cuda.synchronize)
+
+
+def _step(config, rank):
+    learner = Learner(config, rank.device)
+    trajectories = samples(learner.policy_config.vocab_size)
+    updates = iter(range(2**32))
+
+    def step():
+        update_policy(learner, trajectories, None, NoiseKey(1, 0, next(updates)))
+        torch.cuda.synchronize()
+
+    return step
