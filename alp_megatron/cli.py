@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--out", required=True, help="directory to make")
     quantize.add_argument("--format", default="fp8", help="fp8 (the default) or fp8_block")
 
+    plan = command("plan", _plan, "memory, traffic and time that a run would need")
+    plan.add_argument("config", help="YAML file; of the model only config.json need be there")
+    plan.add_argument("overrides", **overrides)
+    plan.add_argument("--gpus", type=int, help="training processes; else runtime.world_size")
+    plan.add_argument("--hardware", default="h100", help="h100 (the default), or a YAML file")
+
     report = command("report", _report, "make report.html and figures of a run, or of several")
     report.add_argument("run_dir", nargs="+", help="several are laid over each other")
     report.add_argument("--out", help="the page; report.html in the run, or beside the runs")
@@ -211,6 +217,12 @@ def _quantize(arguments) -> int:
 
     quantize(Path(arguments.hf), Path(arguments.out), arguments.format)
     return 0
+
+
+def _plan(arguments) -> int:
+    from alp_megatron.commands.plan import plan
+
+    return plan(arguments)
 
 
 def _report(arguments) -> int:

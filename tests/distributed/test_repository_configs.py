@@ -4,6 +4,7 @@ import pytest
 
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.model_shape import read_model_shape
+from alp_megatron.plan.parameters import held_by_stage
 from tests.distributed.layouts import config_for
 from tests.repository_configs import ROOT, run_configs, sweep_members
 
@@ -14,7 +15,10 @@ def in_the_repository(monkeypatch):
 
 
 def test_models_build_in_their_layouts(workers, tied_model):
-    """Summed over TP x PP x EP each has the model's parameters, and every layer its sigma."""
+    """Summed over TP x PP x EP each has the model's parameters, and every layer its sigma.
+
+    What a rank of each stage holds is what `plan` counts.
+    """
     layouts = {}
     for config in [*run_configs().values(), *sweep_members().values()]:
         if config.model.path.startswith("/"):  # multi_node names a copy of this model
@@ -37,3 +41,7 @@ def test_models_build_in_their_layouts(workers, tied_model):
         total = sum(s["split"] * tp + s["expert"] * ep + s["replicated"] for s in stages)
         assert total == shape.num_parameters, config.run_dir
         assert sum(s["sigma"] for s in stages) == shape.num_hidden_layers
+        for stage, held in zip(stages, held_by_stage(config, shape), strict=True):
+            assert stage["split"] == held.split
+            assert stage["replicated"] + stage["sigma"] == held.replicated
+            assert stage["expert"] == held.expert
