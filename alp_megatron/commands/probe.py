@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from alp_megatron.commands.inputs import check_inputs
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
 from alp_megatron.probe.directory import prepare, read_configs, read_record
@@ -16,6 +17,7 @@ def probe(arguments: Namespace) -> int:
     """Check everything that can be checked, run the methods still to do, draw the figure."""
     chosen = arguments.methods, arguments.updates, arguments.out, arguments.start
     wanted = plan(arguments.config, arguments.overrides, *chosen)
+    check_inputs(wanted.config)
     if under_launcher():
         first = os.environ["RANK"] == "0"
         if first:

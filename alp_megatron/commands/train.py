@@ -3,6 +3,7 @@
 import os
 import sys
 
+from alp_megatron.commands.inputs import check_inputs
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
 from alp_megatron.config.run_dir import prepare_run_dir
@@ -15,14 +16,7 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
     """Check everything that can be checked, then start the processes or be one of them."""
     config = load_config(config_path, overrides)
     validate(config)
-    if config.task.name == "file":
-        from alp_megatron.tasks.task import build_task
-
-        build_task(config)  # reads every line, so that a bad one is found now
-    if config.rollout.server_urls:
-        from alp_megatron.rollout.server_check import check_server_urls
-
-        check_server_urls(config)
+    check_inputs(config)
     if not under_launcher():
         run_dir = prepare_run_dir(config, resume)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]

@@ -58,6 +58,10 @@ def test_a_name_wins_over_the_command_line(tmp_path):
         (["--updates", "0"], "--updates 0 does not divide"),
         (["--from", "nowhere/step_000001"], "--from nowhere/step_000001 is no checkpoint of a run"),
         (["runtime.world_size=3"], "runtime.world_size=3 is not a multiple"),
+        (
+            ["task.name=file", "task.train=README.md", "task.eval=README.md"],
+            "README.md:1",
+        ),
         (["trainer.learning=1"], "Unknown key trainer.learning"),
         (["perturbation.layer_end=9", "--methods", "alp"], "'alp': perturbation.layer_end=9"),
         (["--out", "README.md"], "--out README.md is there, but holds no probe.json"),
