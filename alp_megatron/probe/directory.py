@@ -36,7 +36,7 @@ def prepare(plan: Plan) -> list[str]:
         UserError: it holds something else, or a probe with other settings.
     """
     wanted = _identity(plan)
-    if plan.out.exists():
+    if plan.out.exists() and not _is_empty(plan.out):
         record = read_record(plan.out)
         _check_same(plan.out, record["of"], wanted)
         for name in plan.configs.keys() & record["methods"].keys():
@@ -44,7 +44,7 @@ def prepare(plan: Plan) -> list[str]:
             _check_same(plan.out, record["methods"][name]["settings"], settings)
     else:
         try:
-            plan.out.mkdir(parents=True)
+            plan.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {plan.out} cannot be made: {error.strerror}.") from error
         record = {"version": __version__, "of": wanted, "rollouts": None, "methods": {}}
@@ -130,6 +130,10 @@ def read_tokens(out: Path, name: str) -> TokenRatios:
 def _write(out: Path, record: dict) -> None:
     text = json.dumps(record, indent=1, allow_nan=False)
     write_atomic(out / RECORD, (text + "\n").encode())
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def finish(out, name, config):
 def test_a_directory_is_gone_on_with(tmp_path):
     out = tmp_path / "deep" / "probe"
     first = make(out)
+    out.mkdir(parents=True)  # an empty one is as good as none
     assert prepare(first) == ["bypass", "alp"]
     assert read_rollouts(out) is None
     write_rollouts(out, trajectories(), score=0.25)
