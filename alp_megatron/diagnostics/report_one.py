@@ -24,6 +24,7 @@ from alp_megatron.diagnostics.report_sections import (
     LAST_AND_MEDIAN,
     NUMERATORS,
     mismatch_tables,
+    older,
     shown,
     summary,
     unhealthy,
@@ -50,7 +51,7 @@ def one_run(run: RunRecord) -> tuple[str, list[str], list[Picture]]:
     ]
     parts = [
         pairs(summary(run)),
-        *map(note, unhealthy(run.records)),
+        *map(note, [*unhealthy(run.records), *older(run)]),
         heading("Curves"),
         figures(curves),
     ]

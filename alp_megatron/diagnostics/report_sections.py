@@ -69,6 +69,16 @@ def _rollout_engine(config: Config) -> str:
     return text + (f", except {ignored}" if ignored else "")
 
 
+def older(run: RunRecord) -> list[str]:
+    """A sentence, if the run's configuration is of an older version."""
+    if not run.defaulted:
+        return []
+    return [
+        f"config.yaml, of an older version, has no {', '.join(run.defaulted)}: shown with the "
+        "defaults of this one."
+    ]
+
+
 def unhealthy(records: Sequence[dict]) -> list[str]:
     """One sentence for each kind of unhealthy value, at its last occurrence, with a count."""
     last: dict[str, str] = {}

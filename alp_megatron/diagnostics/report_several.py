@@ -20,6 +20,7 @@ from alp_megatron.diagnostics.report_sections import (
     NUMERATORS,
     config_differences,
     mismatch_tables,
+    older,
     summary,
     unhealthy,
 )
@@ -61,7 +62,7 @@ def _summary(named: Mapping[str, RunRecord]) -> str:
 
 
 def _warnings(named: Mapping[str, RunRecord]) -> list[str]:
-    found = {name: unhealthy(run.records) for name, run in named.items()}
+    found = {name: [*unhealthy(run.records), *older(run)] for name, run in named.items()}
     parts = []
     for name, sentences in found.items():
         if sentences:

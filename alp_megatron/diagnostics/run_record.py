@@ -35,6 +35,8 @@ class RunRecord:
         name: the directory's; of a sweep's member what the manifest calls it.
         records: of metrics.jsonl, at least one.
         config: None where config.yaml is not there.
+        defaulted: keys that config.yaml, of an older version, does not know: `config` has their
+            defaults, which are what that version did.
         environment: empty where environment.json is not there.
         ratios: of the last step that wrote envelopes/, and that step; None where there is none.
     """
@@ -43,6 +45,7 @@ class RunRecord:
     name: str
     records: list[dict]
     config: Config | None
+    defaulted: list[str]
     environment: dict[str, Any]
     ratios: tuple[int, TokenRatios] | None
 
@@ -64,7 +67,7 @@ def read_run(run_dir: Path) -> RunRecord:
         run_dir,
         _name(run_dir.resolve()),
         records,
-        _read_config(run_dir / "config.yaml"),
+        *_read_config(run_dir / "config.yaml"),
         _read_environment(run_dir / "environment.json"),
         _read_ratios(run_dir / "envelopes", last_step=records[-1]["step"]),
     )
@@ -108,10 +111,10 @@ def _name(run_dir: Path) -> str:
     return run_dir.name
 
 
-def _read_config(path: Path) -> Config | None:
-    """A run writes every key, so that a missing one tells of another version as an unknown does."""
+def _read_config(path: Path) -> tuple[Config | None, list[str]]:
+    """A run writes every key that its version has, so that a missing one tells of an older one."""
     if not path.is_file():
-        return None
+        return None, []
     tree = read_mapping(path)
     given = {key for key, _ in flat(tree)}
     try:
@@ -121,13 +124,7 @@ def _read_config(path: Path) -> Config | None:
             f"{path}: {str(error).partition(': ')[0]}; another version of ALP-Megatron wrote it: "
             "report the run with that version."
         ) from error
-    for key, _ in flat(config.model_dump()):
-        if key not in given:
-            raise UserError(
-                f"{path} has no {key}: another version of ALP-Megatron wrote it: report the run "
-                "with that version."
-            )
-    return config
+    return config, [key for key, _ in flat(config.model_dump()) if key not in given]
 
 
 def _read_environment(path: Path) -> dict[str, Any]:

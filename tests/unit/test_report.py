@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from alp_megatron.diagnostics.canvas import scores, series
 from alp_megatron.diagnostics.figures import PLOTS
 from alp_megatron.diagnostics.report import write_report
-from alp_megatron.diagnostics.report_sections import summary, unhealthy
+from alp_megatron.diagnostics.report_sections import older, summary, unhealthy
 from alp_megatron.diagnostics.run_record import read_run
 from alp_megatron.errors import UserError
 from tests.reports import Tags, overwrite, write_config, write_envelope, write_run
@@ -121,11 +121,18 @@ def test_runs_of_another_version_are_refused_by_the_file_and_the_key(tmp_path):
     overwrite(tmp_path / "config.yaml", "  lr: ", "  learn_rate: ")
     with pytest.raises(UserError, match=r"config.yaml: Unknown key trainer.learn_rate; another"):
         write_report([tmp_path])
-    write_config(tmp_path)
-    overwrite(tmp_path / "config.yaml", "seed: 1234\n", "")
-    with pytest.raises(UserError, match=r"config.yaml has no seed: another version"):
-        write_report([tmp_path])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_key_that_an_older_version_did_not_have_is_its_default(tmp_path):
+    write_run(tmp_path, steps=1)
+    write_config(tmp_path, "seed=7")
+    assert older(read_run(tmp_path)) == []
+    overwrite(tmp_path / "config.yaml", "  weight_decay: 0.0\n", "")
+    run = read_run(tmp_path)
+    assert run.defaulted == ["trainer.weight_decay"] and run.config.seed == 7
+    (sentence,) = older(run)
+    assert "has no trainer.weight_decay: shown with the defaults of this one" in sentence
 
 
 def test_a_page_that_cannot_be_there(tmp_path):
