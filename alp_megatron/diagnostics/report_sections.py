@@ -93,7 +93,7 @@ def unhealthy(records: Sequence[dict]) -> list[str]:
 def mismatch_cell(records: Sequence[dict], prefix: str, metric: str) -> str:
     """ "last / median over the steps" of `prefix/metric`; a dash where it was not recorded."""
     found = [r[f"{prefix}/{metric}"] for r in records if f"{prefix}/{metric}" in r]
-    form = "{:.4f}" if metric in NEAR_ONE else "{:.3g}"
+    form = "{:.5g}" if metric in NEAR_ONE else "{:.3g}"
     return f"{form.format(found[-1])} / {form.format(median(found))}" if found else "-"
 
 

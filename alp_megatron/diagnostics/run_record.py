@@ -87,10 +87,15 @@ def read_runs(run_dirs: Sequence[Path]) -> list[RunRecord]:
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
-    """A name for each run that no other one has."""
-    names = [run.name for run in runs]
-    if len(set(names)) == len(names):
-        return names
+    """A name for each run that no other one has, without the `key=value` that all have."""
+    words = [run.name.split(" ") for run in runs]
+    common = {word for word in set.intersection(*map(set, words)) if "=" in word}
+    for names in (
+        [" ".join(word for word in of if word not in common) for of in words],
+        [run.name for run in runs],
+    ):
+        if len(set(names)) == len(names) and all(names):
+            return names
     return ["/".join((*run.path.resolve().parts[-3:-1], run.name)) for run in runs]
 
 

@@ -51,7 +51,7 @@ def test_mismatch_of_every_run_at_its_last_step_and_in_the_median(tmp_path):
     assert list(tables) == ["mismatch", "mismatch_perturbed"]
     assert tables["mismatch"]["k3 (nats/token)"] == ["0.25 / 0.25", "0.001 / 0.001"]
     assert tables["mismatch_perturbed"]["k3 (nats/token)"] == ["0.5 / 0.5", "0.002 / 0.002"]
-    assert tables["mismatch"]["ess"] == ["0.7500 / 0.7500", "0.9990 / 0.9990"]
+    assert tables["mismatch"]["ess"] == ["0.75 / 0.75", "0.999 / 0.999"]
 
 
 def test_only_keys_that_differ_are_shown(runs):
@@ -62,14 +62,16 @@ def test_only_keys_that_differ_are_shown(runs):
 
 def test_a_sweep_s_members_have_the_names_of_the_manifest(tmp_path):
     lines = [
-        {"index": i, "name": "-", "values": {"objective.method": m}}
+        {"index": i, "name": "-", "values": {"objective.method": m, "seed": 1}}
         for i, m in enumerate(["alp", "tis"])
     ]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("0000", "0001", "other"):
         write_run(tmp_path / name, steps=1)
     read = read_runs([tmp_path / name for name in ("0000", "0001", "other")])
-    assert labels(read) == ["method=alp", "method=tis", "other"]
+    assert labels(read) == ["method=alp seed=1", "method=tis seed=1", "other"]
+    assert labels(read[:2]) == ["method=alp", "method=tis"]  # the seed tells nothing
+    assert labels(read[:1] + read[2:]) == ["method=alp seed=1", "other"]
 
 
 def test_equal_names_are_told_apart(tmp_path):
