@@ -71,7 +71,7 @@ CHECKS = (
     ),
     Check(
         "alp/fp8_surviving_fraction",
-        lambda r: r["alp/fp8_surviving_fraction"],
+        _metric("alp/fp8_surviving_fraction"),
         lambda value: value < 0.01,
         "at least 0.01",
         "FP8 rounding loses the noise; try a larger perturbation.sigma0",
