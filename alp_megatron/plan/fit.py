@@ -13,6 +13,8 @@ from alp_megatron.plan.engine import ACTIVATIONS, engine_memory
 from alp_megatron.plan.hardware import GIB, Hardware
 from alp_megatron.plan.memory import trainer_memory
 
+CACHED_SEQUENCES = 8  # of full length, which a smaller share of an engine must still hold
+
 _SIZES = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -87,7 +89,7 @@ def _neighbours(
         for pp in [n for n in range(1, layers + 1) if layers % n == 0 and n * tp <= world]:
             for ep in _powers(shape.experts.num_experts if shape.experts else 1):
                 sizes = dict(zip(_SIZES, (tp, pp, ep), strict=True))
-                for recompute in {config.model.recompute_granularity, "full"}:
+                for recompute in dict.fromkeys((config.model.recompute_granularity, "full")):
                     for quantization in formats:
                         yield from _candidate(
                             config, shape, hardware, sizes, recompute, quantization
@@ -108,6 +110,7 @@ def _formats(config: Config, shape: ModelShape, hardware: Hardware) -> list[str]
 
 
 def _candidate(config, shape, hardware, sizes, recompute, quantization):
+    """One layout: with the micro-batch and the engine's share as they are, and with less."""
     model = {**sizes, "sequence_parallel": sizes["tensor_model_parallel_size"] > 1}
     model["recompute_granularity"] = recompute
     changes = {("model", key): value for key, value in model.items()}
@@ -123,14 +126,10 @@ def _candidate(config, shape, hardware, sizes, recompute, quantization):
         if world_size(changed) % smallest_world_size(changed):
             continue
         engine = engine_memory(changed, shape, hardware)
-        one = (
-            engine.weights
-            + ACTIVATIONS
-            + 8 * config.rollout.max_model_len * (engine.kv_bytes_per_token)
-        )
-        share = min(0.9, round(one / GIB / hardware.memory_gib + 0.005, 2))
-        shares = {config.rollout.gpu_memory_utilization, share}
-        for utilization in shares:
+        cache = CACHED_SEQUENCES * config.rollout.max_model_len * engine.kv_bytes_per_token
+        least = (engine.weights + ACTIVATIONS + cache) / GIB / hardware.memory_gib
+        share = min(0.9, round(least + 0.005, 2))
+        for utilization in dict.fromkeys((config.rollout.gpu_memory_utilization, share)):
             final = attempt | {("rollout", "gpu_memory_utilization"): utilization}
             changed = _with(config, final)
             overrides = _overrides(config, final)
