@@ -5,9 +5,10 @@
 #   docker run --gpus all --ipc=host -v /data:/data alp-megatron train CONFIG model.path=/data/MODEL
 #
 # This file was never built, for want of a machine with Docker, a GPU and NVIDIA's packages. Checked
-# were: hadolint; that every path copied exists; the pins against pyproject.toml; that pip finds them
-# and that they go together on Linux x86-64, but for the CUDA libraries that torch asks for
-# (nvidia-*-cu13) and Transformer Engine's PyTorch part, which is compiled here.
+# were: hadolint 2.15.1; that every path copied exists; the pins against pyproject.toml and
+# requirements/cpu.txt; that pip's resolver (a dry run, Linux x86-64, Python 3.11) finds all of them
+# and that they go together. Left out of that: the CUDA libraries that torch asks for
+# (nvidia-*-cu13), and Transformer Engine's PyTorch part, which is compiled here.
 
 FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 
