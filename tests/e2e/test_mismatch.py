@@ -11,6 +11,7 @@ from alp_megatron.cli import main
 from tests.e2e.runs import BASE_MODEL, QUICKSTART, SMALL, Command
 
 ONE_PROCESS = ["model.tensor_model_parallel_size=1", "model.sequence_parallel=false"]
+KEPT_LAYER = "model.fp8.num_layers_at_start_in_bf16=1"
 GROUP = 128  # input channels that share an int4 scale; it divides all of the model's
 
 
@@ -94,6 +95,15 @@ def refused(tmp_path, capsys):
 
 def test_unknown_quantization(refused):
     assert "'int3': use some of none, int8, fp8" in refused("--quantizations", "none,int3")
+
+
+def test_unknown_trainer(refused):
+    assert "'fp4': use some of float32, bfloat16, fp8_delayed" in refused("--trainers", "fp4")
+
+
+def test_a_recipe_that_the_model_cannot_take(refused):
+    said = refused("--trainers", "fp8_mxfp8", "model.fp8.recipe=delayed", KEPT_LAYER)
+    assert "model.fp8.num_layers_at_start_in_bf16=1: the delayed recipe has no layers" in said
 
 
 def test_no_such_directory(refused):
