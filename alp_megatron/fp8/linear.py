@@ -16,6 +16,8 @@ from alp_megatron.fp8.casts import E4M3, E5M2
 from alp_megatron.fp8.recipes import PerTensor, Recipe, blockwise, mxfp8
 from alp_megatron.fp8.scope import Fp8Pass, current_pass
 
+HISTORY = "fp8_history"  # in the names of the delayed recipe's buffers
+
 
 class _RoundedMatmul(torch.autograd.Function):
     """x w^T, its products accumulated in fp32, the results in the operands' own types."""

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
+from alp_megatron.fp8.linear import HISTORY
 from alp_megatron.trainer.checkpoint_writer import write_in_this_process
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
@@ -90,6 +91,7 @@ def _remove(checkpoint: Path) -> None:
 
 def load_checkpoint(directory: Path, learner: Learner) -> dict:
     """Fill weights, s_l, optimizer and schedule; returns the counters. Collective."""
+    _check_amax_history(directory, learner)
     state = dist_checkpointing.load(_sharded_state(learner, loading=True), str(directory / "state"))
     for index, chunk in enumerate(learner.chunks):
         chunk.load_state_dict(state[f"model{index}"])
@@ -104,6 +106,17 @@ def load_weights(directory: Path, chunks: list) -> None:
     state = dist_checkpointing.load(_sharded_model(chunks, metadata), str(directory / "state"))
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{index}"])
+
+
+def _check_amax_history(directory: Path, learner: Learner) -> None:
+    """Raises UserError where emulated FP8 needs a history that the checkpoint does not have."""
+    wanted = [n for chunk in learner.chunks for n, _ in chunk.named_buffers() if HISTORY in n]
+    saved = dist_checkpointing.load_tensors_metadata(str(directory / "state")) if wanted else ()
+    if wanted and not any(HISTORY in name for name in saved):
+        raise UserError(
+            f"{directory} was made without model.fp8.recipe=delayed and has no amax history: "
+            "resume with another recipe, or start another run_dir."
+        )
 
 
 def _sharded_model(chunks: list, metadata: dict) -> dict:

@@ -167,6 +167,17 @@ def test_a_resumed_run_has_its_history(workers, wide_model, tmp_path):
         assert torch.equal(resumed["weights"][name], tensor), name
 
 
+def test_a_history_that_was_not_saved(workers, wide_model, tmp_path):
+    arguments = {"run_dir": str(tmp_path), "trajectories": some_trajectories()}
+    jobs = "tests.distributed.jobs:"
+    workers.run(jobs + "save_then_continue", config_for(wide_model), 1, **arguments)
+    config = fp8_config(wide_model, None, {"recipe": "delayed"})
+    with pytest.raises(AssertionError, match="UserError: .* has no amax history: resume with"):
+        workers.run(jobs + "load_then_continue", config, 1, **arguments)
+    config.model.fp8.recipe = "mxfp8"
+    workers.run(jobs + "load_then_continue", config, 1, **arguments)
+
+
 def test_layers_can_stay_in_high_precision(workers, wide_model):
     sequences = [as_sequence(t) for t in some_trajectories()]
     for kept, same in (({}, False), ({"num_layers_at_start_in_bf16": 2}, True)):
