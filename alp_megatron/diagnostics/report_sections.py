@@ -52,7 +52,11 @@ def summary(run: RunRecord) -> dict[str, str]:
         if key in last:
             rows[label] = form.format(last[key])
     seconds = sum(record["time/total"] for record in run.records)
-    return rows | {"Time in steps": f"{seconds / 60:.1f} min"}
+    kinds = len(unhealthy(run.records))
+    return rows | {
+        "Time in steps": f"{seconds / 60:.1f} min",
+        "Kinds of warnings": str(kinds or "none"),
+    }
 
 
 def _method(config: Config) -> str:

@@ -35,8 +35,6 @@ def several_runs(runs: Sequence[RunRecord]) -> tuple[str, list[str], list[Pictur
     curves = _curves(named)
     parts = [
         _summary(named),
-        heading("Warnings"),
-        *_warnings(named),
         heading("Configuration differences"),
         _differences(named),
         heading("Curves"),
@@ -51,6 +49,7 @@ def several_runs(runs: Sequence[RunRecord]) -> tuple[str, list[str], list[Pictur
     parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]
     for prefix, rows in mismatch_tables(named).items():
         parts += [subheading(NUMERATORS[prefix]), table(["metric", *named], rows)]
+    parts += [heading("Warnings"), *_warnings(named)]
     return f"{len(runs)} runs", parts, pictures
 
 
