@@ -72,7 +72,7 @@ def test_methods_one_at_a_time_give_the_same_numbers(whole, directory):
     out = directory / "parts"
     for methods in ("grpo", "alp,bypass"):
         run(directory, *PROBE, "--methods", methods, "--out", out)
-        assert files(out) == files(whole)
+    assert files(out) == files(whole)
     there, here = record(whole), record(out)
     assert there["rollouts"] == here["rollouts"]
     assert there["start_score"] == here["start_score"]
