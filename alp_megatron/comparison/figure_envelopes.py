@@ -52,7 +52,7 @@ def draw_envelopes(methods: Methods) -> bytes:
         for part, level in zip(figure.subfigures(len(LEVELS), 1), LEVELS, strict=True):
             _draw_level(part, level, methods, (rows, columns))
         handles, labels = legend_entries(figure.get_axes())
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=160)
     return png.getvalue()
@@ -81,7 +81,7 @@ def _draw_panel(axes: Axes, level: Level, ratios: Sequence[TokenRatios]) -> floa
     for name, of_name in points.items():
         bins = envelope(of_name, edges)
         color, dashes = _LOOKS[name]
-        label = f"{name} numerator: percentiles 2, 50 and 98"
+        label = f"{name} numerator (P2, P50, P98)"
         draw_envelope(axes, bins, color, label, dashes)
         farthest = max([farthest, *(max(abs(b.p02), abs(b.p98)) for b in bins)])
     axes.axhline(0, color=GREY, lw=0.8, zorder=0)
