@@ -55,9 +55,17 @@ def markdown(results: Results) -> str:
     if collapsed:
         parts.append("## Collapsed runs\n\n" + "\n".join(collapsed) + "\n")
     if results.unfinished:
-        names = "\n".join(f"- {t.member.name}: {t.run_dir}" for t in results.unfinished)
-        parts.append(f"## Not finished, and in no number above\n\n{names}\n")
+        parts.append(f"## Not finished, and in no number above\n\n{_unfinished(results)}")
     return "\n".join(parts)
+
+
+def _unfinished(results: Results) -> str:
+    seeds: dict[str, list[str]] = {}
+    for trial in results.unfinished:
+        seeds.setdefault(f"mismatch={trial.mismatch} method={trial.method}", []).append(
+            str(trial.seed)
+        )
+    return "".join(f"- {name}: seed {', '.join(found)}\n" for name, found in seeds.items())
 
 
 def _explanation(comparison: ComparisonConfig) -> str:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from math import floor, log10
 from pathlib import Path
 
 import numpy as np
@@ -108,5 +109,6 @@ def _scale(axes: Axes, ranges: list[float]) -> str:
     narrowest = min((r for r in ranges if r > 0), default=0.0)
     if not narrowest or max(ranges) <= _WIDEST * narrowest:
         return ""
-    axes.set_yscale("symlog", linthresh=narrowest)
-    return f"\nlogarithmic beyond ±{narrowest:.2g}"
+    threshold = 10.0 ** floor(log10(narrowest))  # a power of ten, where the axis has a tick
+    axes.set_yscale("symlog", linthresh=threshold)
+    return f"\nlogarithmic beyond ±{threshold:g}"

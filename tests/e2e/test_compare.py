@@ -65,7 +65,7 @@ def test_killed_and_started_again(tmp_path):
     first = Command(broken, *words)
     try:
         checkpoints = broken / "out"
-        first.until(lambda: list(checkpoints.glob("0000/checkpoints/step_*")), 300)
+        first.until(lambda: list(checkpoints.glob("0000/checkpoints/step_*")), 900)
         os.kill(first.process.pid, signal.SIGKILL)
         first.check_nothing_is_left()
     finally:
@@ -75,13 +75,13 @@ def test_killed_and_started_again(tmp_path):
 
     again = Command(broken, *words)
     try:
-        assert again.wait(600) == 0, again.text()
+        assert again.wait(1200) == 0, again.text()
     finally:
         again.end()
     assert "resumed after step" in (broken / "out/0000/launch/logs/local.log").read_text()
     unbroken = Command(whole, "compare", comparison(whole))
     try:
-        assert unbroken.wait(600) == 0, unbroken.text()
+        assert unbroken.wait(1200) == 0, unbroken.text()
     finally:
         unbroken.end()
     for index in range(2):
@@ -101,7 +101,7 @@ def test_interrupted_from_the_console(tmp_path):
     """Everything ends, and one word is said."""
     command = Command(tmp_path, "compare", comparison(tmp_path), "--parallel", "2")
     try:
-        command.until(lambda: command.member("engine"), 300)
+        command.until(lambda: command.member("engine"), 900)
         time.sleep(1)
         command.signal_group(signal.SIGINT)
         assert command.wait(60) == 130, command.text()
