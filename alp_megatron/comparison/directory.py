@@ -1,12 +1,12 @@
 """compare_dir: what is there must be of this comparison, and of this version."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.trials import Trial
+from alp_megatron.config.flat import flat
 from alp_megatron.config.schema import Config, ModelConfig
 from alp_megatron.config.yaml_io import dump_yaml, read_mapping
 from alp_megatron.diagnostics.files import write_atomic
@@ -25,14 +25,14 @@ def check_runs(trials: list[Trial], table_only: bool) -> None:
     Raises:
         UserError: naming the first directory where a key differs or is of another version.
     """
-    defaults = _flat(Config(model=ModelConfig(path="")).model_dump()) if table_only else {}
+    defaults = flat(Config(model=ModelConfig(path="")).model_dump()) if table_only else {}
     for trial in trials:
         path = trial.run_dir / "config.yaml"
         if not path.is_file():
             continue
-        wanted = _flat(trial.config.model_dump())
+        wanted = flat(trial.config.model_dump())
         newer = {key: value for key, value in defaults.items() if wanted.get(key) == value}
-        there = newer | _flat(read_mapping(path))
+        there = newer | flat(read_mapping(path))
         there["run_dir"] = wanted["run_dir"]  # a directory may have been moved
         strange = sorted(there.keys() ^ wanted.keys())
         if strange:
@@ -59,7 +59,7 @@ def check_definitions(comparison: ComparisonConfig) -> None:
     path = Path(comparison.compare_dir) / RECORD
     if not path.is_file():
         return
-    there, wanted = _flat(read_mapping(path)), _flat(comparison.model_dump())
+    there, wanted = flat(read_mapping(path)), flat(comparison.model_dump())
     for key, value in wanted.items():
         if key.split(".")[0] in _DEFINITIONS and there.get(key) != value:
             raise UserError(
@@ -72,16 +72,6 @@ def write_record(comparison: ComparisonConfig) -> None:
     """COMPARE_DIR/comparison.yaml; the directory is there."""
     path = Path(comparison.compare_dir) / RECORD
     write_atomic(path, dump_yaml(comparison.model_dump()).encode())
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _shown(value: Any) -> str:

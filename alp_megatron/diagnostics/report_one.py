@@ -1,5 +1,6 @@
 """What the report of one run says."""
 
+from alp_megatron.config.flat import flat
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.diagnostics.canvas import layer_sigmas
 from alp_megatron.diagnostics.envelope_panels import (
@@ -29,7 +30,7 @@ from alp_megatron.diagnostics.report_sections import (
     summary,
     unhealthy,
 )
-from alp_megatron.diagnostics.run_record import RunRecord, flat
+from alp_megatron.diagnostics.run_record import RunRecord
 from alp_megatron.diagnostics.token_ratios import TokenRatios
 
 _LEVELS: dict[Level, str] = {
@@ -66,7 +67,7 @@ def one_run(run: RunRecord) -> tuple[str, list[str], list[Picture]]:
     parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]
     parts += _mismatch(run)
     if run.environment:
-        rows = {key: shown(value) for key, value in flat(run.environment)}
+        rows = {key: shown(value) for key, value in flat(run.environment).items()}
         parts += [heading("Environment"), pairs(rows)]
     if run.config:
         parts += [heading("Configuration"), code(resolved_yaml(run.config))]

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from alp_megatron.config.flat import flat
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.canvas import scores
 from alp_megatron.diagnostics.health import warnings
 from alp_megatron.diagnostics.keys import MISMATCH
-from alp_megatron.diagnostics.run_record import RunRecord, flat
+from alp_megatron.diagnostics.run_record import RunRecord
 
 # Prefix of the metrics: what they compare with the rollout policy, and when.
 NUMERATORS = {
@@ -115,7 +116,7 @@ def mismatch_tables(runs: Mapping[str, RunRecord]) -> dict[str, dict[str, list[s
 
 def config_differences(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
     """{dotted key: its value in each run}, of the keys that differ; run_dir always does."""
-    trees = [dict(flat(run.config.model_dump())) if run.config else {} for run in runs.values()]
+    trees = [flat(run.config.model_dump()) if run.config else {} for run in runs.values()]
     keys = dict.fromkeys(key for tree in trees for key in tree if key != "run_dir")
     rows = {key: [shown(tree[key]) if key in tree else "?" for tree in trees] for key in keys}
     return {key: cells for key, cells in rows.items() if len(set(cells)) > 1}

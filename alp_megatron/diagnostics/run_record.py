@@ -1,11 +1,12 @@
 """What a run directory tells, read and checked: metrics, configuration, envelope."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alp_megatron.config.flat import flat
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
 from alp_megatron.config.yaml_io import read_mapping
@@ -99,15 +100,6 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
     return ["/".join((*run.path.resolve().parts[-3:-1], run.name)) for run in runs]
 
 
-def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as (dotted name, value) pairs."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _name(run_dir: Path) -> str:
     if (run_dir.parent / MANIFEST).is_file():
         for member in read_manifest(run_dir.parent):
@@ -121,7 +113,7 @@ def _read_config(path: Path) -> tuple[Config | None, list[str]]:
     if not path.is_file():
         return None, []
     tree = read_mapping(path)
-    given = {key for key, _ in flat(tree)}
+    given = flat(tree)
     try:
         config = config_from(tree)
     except UserError as error:
@@ -129,7 +121,7 @@ def _read_config(path: Path) -> tuple[Config | None, list[str]]:
             f"{path}: {str(error).partition(': ')[0]}; another version of ALP-Megatron wrote it: "
             "report the run with that version."
         ) from error
-    return config, [key for key, _ in flat(config.model_dump()) if key not in given]
+    return config, [key for key in flat(config.model_dump()) if key not in given]
 
 
 def _read_environment(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from alp_megatron import __version__
 from alp_megatron.config.environment import environment
+from alp_megatron.config.flat import flat
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.files import write_atomic
@@ -151,7 +152,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _check_same(out: Path, there: Mapping, wanted: Mapping) -> None:
-    ours, theirs = _flat(wanted), _flat(there)
+    ours, theirs = flat(wanted), flat(there)
     for key in ours | theirs:
         old, new = theirs.get(key), ours.get(key)
         if old != new:
@@ -160,13 +161,3 @@ def _check_same(out: Path, there: Mapping, wanted: Mapping) -> None:
                 f"--out {out} holds a probe with {name}={json.dumps(old)}, not "
                 f"{json.dumps(new)}: choose another --out, or the same settings."
             )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
