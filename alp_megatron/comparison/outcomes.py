@@ -9,9 +9,8 @@ from alp_megatron.comparison.collapse import collapse_reason
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.trials import Trial
 from alp_megatron.diagnostics.figures import scores
+from alp_megatron.diagnostics.keys import clipped_share
 from alp_megatron.diagnostics.metrics_file import has_metrics, read_metrics
-
-CLIPPED = ("ratio/clip_low", "ratio/clip_high", "ratio/dual_clip")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def outcome(records: Sequence[dict], comparison: ComparisonConfig) -> Outcome:
         k3_before=_median(records, "mismatch/k3"),
         k3_clean=_median(records, "mismatch_clean/k3"),
         k3_perturbed=_median(records, "mismatch_perturbed/k3"),
-        clipped_share=float(np.mean([sum(r[key] for key in CLIPPED) for r in records])),
+        clipped_share=float(np.mean([clipped_share(r) for r in records])),
         effective_fraction=_mean(records, "alp/effective_fraction") if noisy else None,
         sigma=records[-1]["alp/sigma_mean"] if noisy else None,
         minutes=sum(record["time/total"] for record in records) / 60,

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from alp_megatron.diagnostics.canvas import png
@@ -11,14 +10,13 @@ from alp_megatron.diagnostics.envelope import Bin
 from alp_megatron.diagnostics.envelope_figure import draw_envelope, label_axes
 from alp_megatron.diagnostics.envelope_points import (
     Level,
-    Numerator,
     by_staleness,
     envelope,
     envelope_edges,
     envelope_points,
 )
 from alp_megatron.diagnostics.palette import BLUE, DASHES, ORANGE, series_style
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.diagnostics.token_ratios import Numerator, TokenRatios
 
 GROUPS = 4  # of updates, by staleness
 NUMERATORS: tuple[Numerator, ...] = ("clean", "perturbed")
@@ -28,13 +26,9 @@ _NUMERATOR_STYLE = {
 }
 
 
-def has_noise(ratios: TokenRatios) -> bool:
-    return not np.array_equal(ratios.clean_logprobs, ratios.perturbed_logprobs)
-
-
 def numerators(ratios: TokenRatios) -> tuple[Numerator, ...]:
     """Those that differ: a method without noise has one."""
-    return NUMERATORS if has_noise(ratios) else ("clean",)
+    return NUMERATORS if ratios.has_noise else ("clean",)
 
 
 def staleness_figures(ratios: TokenRatios, level: Level) -> dict[Numerator, bytes]:

@@ -7,10 +7,9 @@ from typing import Literal
 import numpy as np
 
 from alp_megatron.diagnostics.envelope import BINS, FEWEST, Bin, binned
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.diagnostics.token_ratios import Numerator, TokenRatios
 
 Level = Literal["token", "sequence_sum", "sequence_mean"]
-Numerator = Literal["clean", "perturbed"]
 FEWEST_SEQUENCES = 10  # one step has few responses; of 10, percentiles 2 and 98 near the extremes
 
 
@@ -39,9 +38,8 @@ def envelope_points(ratios: TokenRatios, numerator: Numerator, level: Level) -> 
 
     Only tokens that are in `ratios` count: those that the policy sampled.
     """
-    train = ratios.clean_logprobs if numerator == "clean" else ratios.perturbed_logprobs
     rollout = ratios.rollout_logprobs.astype(np.float64)
-    log_ratio = train.astype(np.float64) - rollout
+    log_ratio = ratios.train_logprobs(numerator).astype(np.float64) - rollout
     if level == "token":
         return Points(level, rollout, log_ratio, ratios.update)
     _, first, sequence = np.unique(ratios.sample_id, return_index=True, return_inverse=True)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from alp_megatron.diagnostics.keys import clipped_share
+
 Record = Mapping[str, float]
 
 
@@ -78,7 +80,7 @@ CHECKS = (
     ),
     Check(
         "clipped share",
-        lambda r, first: r["ratio/clip_low"] + r["ratio/clip_high"] + r["ratio/dual_clip"],
+        lambda r, first: clipped_share(r),
         lambda value: value > 0.3,
         "at most 0.3",
         "much of the batch gives no gradient; try a lower learning rate or fewer updates per "

@@ -1,5 +1,7 @@
 """The metric keys that every step's record holds, as data."""
 
+from collections.abc import Mapping
+
 RATIO = ("mean", "std", "min", "max", "p01", "p02", "p50", "p98", "p99")
 CLIP = ("clip_low", "clip_high", "dual_clip")
 MISMATCH = (
@@ -14,6 +16,11 @@ MISMATCH = (
     "ess",
 )
 PHASES = ("rollout", "reward", "train", "sync")
+
+
+def clipped_share(record: Mapping[str, float]) -> float:
+    """Share of a step's tokens whose gradient a bound of the ratio took."""
+    return sum(record[f"ratio/{name}"] for name in CLIP)
 
 
 def required_keys(num_layers: int) -> list[str]:

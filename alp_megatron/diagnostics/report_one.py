@@ -4,7 +4,6 @@ from alp_megatron.config.flat import flat
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.diagnostics.canvas import layer_sigmas
 from alp_megatron.diagnostics.envelope_panels import (
-    has_noise,
     numerator_figures,
     staleness_figures,
 )
@@ -61,7 +60,7 @@ def one_run(run: RunRecord) -> tuple[str, list[str], list[Picture]]:
         step, ratios = run.ratios
         envelopes = _envelopes(ratios)
         parts += [heading(f"Ratio envelopes of step {step + 1}"), paragraph(BAND)]
-        if not has_noise(ratios):
+        if not ratios.has_noise:
             parts.append(paragraph("Clean and perturbed policy are one: this run has no noise."))
         parts.append(figures(envelopes))
     parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
 
 from alp_megatron.errors import UserError
+
+Numerator = Literal["clean", "perturbed"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class TokenRatios:
     rollout_logprobs: np.ndarray
     clean_logprobs: np.ndarray
     perturbed_logprobs: np.ndarray
+
+    def train_logprobs(self, numerator: Numerator) -> np.ndarray:
+        return self.clean_logprobs if numerator == "clean" else self.perturbed_logprobs
+
+    @property
+    def has_noise(self) -> bool:
+        return not np.array_equal(self.clean_logprobs, self.perturbed_logprobs)
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz, whole or not at all."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from alp_megatron.fp8.amax import GRADIENT, INPUT, WEIGHT, AmaxHistory, AmaxMeter, tensor_amax
 from alp_megatron.fp8.blocks import ScaleRule, round_columns, round_rows, round_squares
 from alp_megatron.fp8.casts import E4M3, round_trip
-from alp_megatron.fp8.scales import e8m0_scale, float32_scale, power_of_two_scale
+from alp_megatron.fp8.scales import BLOCK_SCALES, float32_scale
 from alp_megatron.fp8.scope import Fp8Pass
 
 Pair = tuple[Tensor, Tensor]
@@ -118,9 +118,9 @@ class Blocks:
 
 def blockwise(gradient_dtype: torch.dtype, meter: AmaxMeter) -> Blocks:
     """128 x 128 for weights, 1 x 128 for inputs and gradients, scales that are powers of two."""
-    return Blocks(128, power_of_two_scale, True, gradient_dtype, meter)
+    return Blocks(*BLOCK_SCALES["blockwise"], True, gradient_dtype, meter)
 
 
 def mxfp8(gradient_dtype: torch.dtype, meter: AmaxMeter) -> Blocks:
     """1 x 32 for all, E8M0 scales."""
-    return Blocks(32, e8m0_scale, False, gradient_dtype, meter)
+    return Blocks(*BLOCK_SCALES["mxfp8"], False, gradient_dtype, meter)

@@ -44,6 +44,10 @@ def e8m0_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(usable(amax), scale, 1.0)
 
 
+# Recipe with blocks -> (elements of a block along the contracted dimension, its scale).
+BLOCK_SCALES = {"blockwise": (128, power_of_two_scale), "mxfp8": (32, e8m0_scale)}
+
+
 def usable(amax: Tensor) -> Tensor:
     """Whether a scale can be made of it."""
     return (amax > 0) & amax.isfinite()

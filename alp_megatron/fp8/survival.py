@@ -8,7 +8,7 @@ from torch.nn.functional import rms_norm
 from alp_megatron.fp8.amax import INPUT, tensor_amax
 from alp_megatron.fp8.blocks import row_scales
 from alp_megatron.fp8.casts import E4M3, encode
-from alp_megatron.fp8.scales import e8m0_scale, float32_scale, power_of_two_scale
+from alp_megatron.fp8.scales import BLOCK_SCALES, float32_scale
 from alp_megatron.perturbation.plan import NoisePlan
 
 
@@ -41,10 +41,9 @@ def _scale(layer, operand: Tensor) -> Tensor:
     """Of linear_qkv's input; on CUDA the delayed recipe's is that of the present amax."""
     emulated = layer.config.emulated_fp8
     recipe = emulated.recipe if emulated is not None else layer.config.fp8_recipe
-    if recipe == "blockwise":
-        return row_scales(operand, 128, E4M3, power_of_two_scale)
-    if recipe == "mxfp8":
-        return row_scales(operand, 32, E4M3, e8m0_scale)
+    if recipe in BLOCK_SCALES:
+        size, rule = BLOCK_SCALES[recipe]
+        return row_scales(operand, size, E4M3, rule)
     (amax,) = tensor_amax(operand, group=parallel_state.get_tensor_model_parallel_group())
     history = getattr(layer.self_attention.linear_qkv, "fp8_history", None)
     return float32_scale(amax, E4M3) if history is None else history.scale(INPUT, amax, E4M3)

@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 from alp_megatron.diagnostics.envelope import FEWEST, envelope_width
 from alp_megatron.diagnostics.envelope_figure import X_LABELS, draw_envelope
 from alp_megatron.diagnostics.envelope_points import (
-    Numerator,
     by_staleness,
     envelope,
     envelope_edges,
@@ -19,7 +18,7 @@ from alp_megatron.diagnostics.envelope_points import (
 )
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.diagnostics.palette import GREY, STYLE, series_style
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.diagnostics.token_ratios import Numerator, TokenRatios
 from alp_megatron.probe.directory import read_tokens
 
 GROUPS = 3  # the first, the middle and the last third of the updates
@@ -64,7 +63,7 @@ def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
             axes.sharey(grid[0, 0])
             axes.tick_params(labelleft=numerator == "clean")
             axes.axhline(0, color=GREY, lw=0.8, zorder=0)
-            if numerator == "perturbed" and not _has_noise(tokens[name]):
+            if numerator == "perturbed" and not tokens[name].has_noise:
                 axes.text(
                     0.5, 0.62, "no noise: as on the left", ha="center", transform=axes.transAxes,
                     color=GREY,
@@ -118,15 +117,11 @@ def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
 
 def width_by_update(ratios: TokenRatios, numerator: Numerator) -> tuple[np.ndarray, np.ndarray]:
     """(updates [u], percentile 98 less percentile 2 of their tokens' log ratio, nats [u])."""
-    train = ratios.clean_logprobs if numerator == "clean" else ratios.perturbed_logprobs
+    train = ratios.train_logprobs(numerator)
     updates = np.unique(ratios.update)
     members = [ratios.update == update for update in updates]
     widths = [envelope_width(train[m], ratios.rollout_logprobs[m]) for m in members]
     return updates, np.array(widths)
-
-
-def _has_noise(ratios: TokenRatios) -> bool:
-    return not np.array_equal(ratios.clean_logprobs, ratios.perturbed_logprobs)
 
 
 def _legends(figure: Figure, grid: np.ndarray) -> None:
