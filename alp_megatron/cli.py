@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("overrides", **overrides)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
     serve.add_argument("--port", type=int, default=0, help="0 (the default) for a free one")
+    serve.add_argument("--ready-file", help="file to make when the server is ready")
 
     evaluate = command("eval", _evaluate, "score a model on a task with the rollout engine")
     evaluate.add_argument("model_dir", help="Hugging Face model directory")

@@ -19,6 +19,24 @@ class ContainerConfig(Section):
     )
 
 
+class RolloutNodesConfig(Section):
+    """Nodes of the rollout servers alone; a key that is not given is as for the trainer's nodes."""
+
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int | None = Field(None, ge=0, description="a server for each; else one a node")
+    cpus_per_node: int | None = Field(None, ge=1)
+    partition: str | None = None
+    constraint: str | None = None
+
+    @property
+    def servers_per_node(self) -> int:
+        return self.gpus_per_node or 1
+
+    @property
+    def cpus_per_server(self) -> int | None:
+        return self.cpus_per_node and self.cpus_per_node // self.servers_per_node
+
+
 class ClusterConfig(Section):
     partition: str | None = None
     account: str | None = None
@@ -42,6 +60,9 @@ class ClusterConfig(Section):
         description="interpreter in the job (in its container); the submitting one if not given",
     )
     container: ContainerConfig | None = None
+    rollout: RolloutNodesConfig | None = Field(
+        None, description="makes the job a heterogeneous one; without it vLLM is beside the trainer"
+    )
 
     @property
     def processes(self) -> int:
@@ -59,8 +80,13 @@ PREFIX = "cluster."
 def load_cluster(path: str | Path, overrides: list[str]) -> ClusterConfig:
     """Reads a cluster file; overrides such as `nodes=4` win. Raises UserError naming the key."""
     cluster = load_section(ClusterConfig, path, overrides)
-    for key in ("partition", "account", "qos", "constraint"):
-        value = getattr(cluster, key)
+    names = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
+    if rollout := cluster.rollout:
+        for key in ("gpus_per_node", "cpus_per_node", "partition", "constraint"):
+            if getattr(rollout, key) is None:
+                setattr(rollout, key, getattr(cluster, key))
+        names |= {f"rollout.{key}": getattr(rollout, key) for key in ("partition", "constraint")}
+    for key, value in names.items():
         if value is not None and not _NAME.fullmatch(value):
             raise UserError(f"{key} is {value!r}: use letters, digits and .,&|@+- only.")
     for name in cluster.environment:
@@ -75,6 +101,11 @@ def load_cluster(path: str | Path, overrides: list[str]) -> ClusterConfig:
     if gpus and cluster.processes > gpus:
         raise UserError(
             f"processes_per_node={cluster.processes} is more than gpus_per_node={gpus}: lower it."
+        )
+    if rollout and rollout.cpus_per_server == 0:
+        raise UserError(
+            f"rollout.cpus_per_node={rollout.cpus_per_node} is less than one for each of the "
+            f"node's {rollout.servers_per_node} servers: raise it."
         )
     for mount in cluster.container.mounts if cluster.container else []:
         if not _MOUNT.fullmatch(mount):

@@ -35,7 +35,7 @@ def render(cluster: ClusterConfig, root: Path, array: str | None = None) -> str:
         autoescape=False,
     )
     environment.filters["q"] = shlex.quote
-    container = cluster.container
+    container, rollout = cluster.container, cluster.rollout
     # The job works in the directory it was submitted from, inside of the container as well.
     own = [f"{directory}:{directory}"]
     if not root.is_relative_to(directory):
@@ -43,6 +43,8 @@ def render(cluster: ClusterConfig, root: Path, array: str | None = None) -> str:
     log = f"{root}/{LOGS}/".replace("%", "%%") + ("job-%A_%a.log" if array else "job-%j.log")
     return environment.get_template("job.sh.j2").render(
         cluster=cluster,
+        rollout=rollout,
+        servers=rollout.nodes * rollout.servers_per_node if rollout else 0,
         container=container,
         mounts=[*own, *container.mounts] if container else [],
         name="".join(c if c.isalnum() or c in "-_." else "_" for c in root.name),

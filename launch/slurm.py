@@ -36,6 +36,8 @@ def release(job: str) -> None:
 def active_jobs() -> dict[str, str]:
     """{job: state} of this user's waiting and running jobs, array members as 12_3.
 
+    A heterogeneous job (12+0 and 12+1) is one, in the state of its first component.
+
     Empty where Slurm is not installed. RunError where it does not answer: then nobody knows.
     """
     if shutil.which("squeue") is None:
@@ -44,4 +46,4 @@ def active_jobs() -> dict[str, str]:
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:
         raise RunError(f"squeue does not answer: {' '.join(answer.stderr.split())}")
-    return dict(re.findall(r"^(\S+) (\S+)$", answer.stdout, re.MULTILINE))
+    return dict(re.findall(r"^([\d_]+)(?:\+0)? (\S+)$", answer.stdout, re.MULTILINE))

@@ -9,7 +9,7 @@ from alp_megatron.errors import UserError
 from launch.cluster import load_cluster, split_overrides
 from launch.manifest import MANIFEST, read_manifest
 from launch.render import render
-from launch.run_config import run_config, write_run_config
+from launch.run_config import print_unchecked, run_config, write_run_config
 from launch.slurm import release, submit_held
 from launch.status import known_jobs, read_status, status_line, write_status
 
@@ -18,10 +18,11 @@ def submit(arguments: Namespace) -> int:
     """Submits one run, or prints its script. The job itself starts or resumes what is there."""
     of_run, of_cluster = split_overrides(arguments.overrides)
     cluster = load_cluster(arguments.cluster, of_cluster)
-    config = run_config(arguments.config, of_run, cluster)
+    config = run_config(arguments.config, of_run, cluster, dry=arguments.dry_run)
     run_dir = Path(config.run_dir)
     script = render(cluster, run_dir)
     if arguments.dry_run:
+        print_unchecked([config])
         print(script, end="")
         return 0
     status = read_status(run_dir, known_jobs([run_dir]))

@@ -12,7 +12,7 @@ from launch.cores import runs_at_once
 from launch.local import run_members
 from launch.manifest import Member, extended, read_manifest, write_manifest
 from launch.render import LOGS, render
-from launch.run_config import run_config, write_run_config
+from launch.run_config import print_unchecked, run_config, write_run_config
 from launch.slurm import release, submit_held
 from launch.status import known_jobs, read_status, write_status
 from launch.sweep_config import SweepConfig, expand, load_sweep, overrides
@@ -28,10 +28,17 @@ def sweep(arguments: Namespace) -> int:
     known = read_manifest(root)
     members = extended(known, expand(config))
     cluster = load_cluster(arguments.cluster, of_cluster) if arguments.cluster else None
-    configs = {m.index: _member_config(config, m, of_run, cluster) for m in members}
+    if cluster and cluster.rollout:
+        raise UserError(
+            "cluster.rollout asks for a heterogeneous job, and Slurm has no arrays of those: set "
+            "it to null, or submit the members one by one with `launch submit`."
+        )
+    dry = arguments.dry_run
+    configs = {m.index: _member_config(config, m, of_run, cluster, dry) for m in members}
     due = _due(root, members)
     script = render(cluster, root, _array(config, due)) if cluster else None
-    if arguments.dry_run:
+    if dry:
+        print_unchecked(configs.values())
         print(script or "".join(f"{member.name}\n" for member in due), end="")
         return 0
     write_manifest(root, known, members)
@@ -67,12 +74,16 @@ def _array(sweep: SweepConfig, due: list[Member]) -> str:
 
 
 def _member_config(
-    sweep: SweepConfig, member: Member, of_run: list[str], cluster: ClusterConfig | None
+    sweep: SweepConfig,
+    member: Member,
+    of_run: list[str],
+    cluster: ClusterConfig | None,
+    dry: bool,
 ) -> Config:
     run_dir = member.run_dir(Path(sweep.sweep_dir))
     words = [*overrides(sweep.set | member.values), *of_run, *overrides({"run_dir": str(run_dir)})]
     try:
-        return run_config(sweep.base, words, cluster)
+        return run_config(sweep.base, words, cluster, dry)
     except UserError as error:
         raise UserError(f"member '{member.name}': {error}") from error
 

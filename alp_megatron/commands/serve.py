@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -16,6 +17,9 @@ def serve(arguments: Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; prints the address when the server is ready."""
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port {arguments.port} is not a port: use 1 to 65535, or 0 for any.")
+    ready_file = Path(arguments.ready_file) if arguments.ready_file else None
+    if ready_file and not ready_file.parent.is_dir():
+        raise UserError(f"--ready-file {ready_file}: there is no directory {ready_file.parent}.")
     config = load_config(arguments.config, arguments.overrides)
     validate(config, for_training=False)
     from alp_megatron.rollout.server_launch import ServerProcess
@@ -26,17 +30,20 @@ def serve(arguments: Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     server = ServerProcess(settings, config.rollout.transport, None, arguments.host, arguments.port)
     try:
-        return _watch(server, f"{config.model.path} (transport {config.rollout.transport})")
+        what = f"{config.model.path} (transport {config.rollout.transport})"
+        return _watch(server, what, ready_file)
     finally:
         server.close()
 
 
-def _watch(server, what: str) -> int:
+def _watch(server, what: str, ready_file: Path | None) -> int:
     """The exit code of the server, which ends only by itself."""
     said = False
     while server.returncode is None:
         if not said and _healthy(server.url):
             print(f"serving {what} at {server.url}", flush=True)
+            if ready_file:
+                ready_file.touch()
             said = True
         time.sleep(0.2)
     print(f"error: the server ended with code {server.returncode}.", file=sys.stderr)

@@ -13,7 +13,7 @@ import psutil
 
 # Not ephemeral ones, so that no connection holds them.
 CONTROL_PORT, NODE_PORT = 16917, 17100
-NODES = ("n1", "n2", "n3", "g1", "g2")
+NODES = ("n1", "n2", "n3", "n4", "g1", "g2")
 SETTINGS = """
 ClusterName=alptest
 SlurmctldHost={host}(127.0.0.1)
@@ -41,13 +41,21 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
 SlurmdTimeout=20
-KillWait=5
+KillWait=20
 MinJobAge=600
+SuspendProgram=/bin/true
+ResumeProgram=/bin/false
+SuspendTime=60
+SuspendExcNodes=n[1-4],g[1-2]
 """
 
 
 class SlurmCluster:
-    """Up from construction to `close`: n1 to n3 of 2 cores, and g1, g2 which claim 8 GPUs each."""
+    """Up from construction to `close`: n1 to n4 of 2 cores, and g1, g2 which claim 8 GPUs each.
+
+    In the partition of the latter are also c1 to c64, of which Slurm believes that it could start
+    them: enough for `sbatch --test-only` to plan a large job.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -73,12 +81,14 @@ class SlurmCluster:
             claims = "CPUs=96 Gres=gpu:8" if node.startswith("g") else "CPUs=2"
             text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 "
             text += f"Port={NODE_PORT + index} {claims} State=UNKNOWN\n"
-        text += "PartitionName=cpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP\n"
-        text += "PartitionName=gpu Nodes=g[1-2] MaxTime=INFINITE State=UP\n"
+        text += f"NodeName=c[1-64] NodeAddr=127.0.0.1 NodeHostname={host} Port={NODE_PORT + 99} "
+        text += "CPUs=96 Gres=gpu:8 State=CLOUD\n"
+        text += "PartitionName=cpu Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP\n"
+        text += "PartitionName=gpu Nodes=g[1-2],c[1-64] MaxTime=INFINITE State=UP\n"
         (root / "slurm.conf").write_text(text)
         for index in range(8):  # a GPU is a device file: these are /dev/null
             os.mknod(root / f"gpu{index}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        (root / "gres.conf").write_text(f"NodeName=g[1-2] Name=gpu File={root}/gpu[0-7]\n")
+        (root / "gres.conf").write_text(f"NodeName=g[1-2],c[1-64] Name=gpu File={root}/gpu[0-7]\n")
 
     def start_node(self, node: str) -> None:
         self._start("slurmd", f"slurmd-{node}.pid", "-N", node, "-f", str(self.root / "slurm.conf"))
@@ -113,7 +123,7 @@ class SlurmCluster:
         assert answer.returncode == 0, (command, answer.stderr)
         return answer.stdout.strip()
 
-    def until(self, condition: Callable, seconds: float = 240):
+    def until(self, condition: Callable, seconds: float = 600):
         """The first true value of `condition()`."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
@@ -128,6 +138,8 @@ class SlurmCluster:
     def start_now(self, job: str) -> None:
         """Without the two minutes that a requeued job waits."""
         self.until(lambda: self.state(job) == "PENDING")
+        self.until(lambda: not self.processes(job))
+        time.sleep(2)  # a node refuses a job's new credential in the second in which the old ended
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """The batch script: read back by bash and by eye of the options it must hold."""
 
 import json
-import shlex
 import subprocess
 
 import pytest
@@ -10,19 +9,7 @@ from alp_megatron.cli import main
 from alp_megatron.errors import UserError
 from launch.cluster import load_cluster, seconds
 from launch.render import render
-
-QUICKSTART = "configs/quickstart.yaml"
-H100 = "configs/clusters/pyxis_h100.yaml"
-CPU = "configs/clusters/cpu.yaml"
-
-
-def directives(script: str) -> dict[str, str]:
-    lines = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
-    return dict(line[2:].split("=", 1) if "=" in line else (line[2:], "") for line in lines)
-
-
-def bash_accepts(script: str) -> bool:
-    return subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+from tests.batch_scripts import CPU, H100, QUICKSTART, bash_accepts, directives
 
 
 def test_every_key_of_a_cluster_is_in_the_script(tmp_path):
@@ -133,3 +120,22 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     words = ["launch", "submit", QUICKSTART, "--cluster", CPU, f"run_dir={run_dir}", "--dry-run"]
     assert main(words) == 0
     assert bash_accepts(capsys.readouterr().out) and not run_dir.exists()
+
+
+def test_a_dry_run_says_what_is_not_here(tmp_path, capsys):
+    """Of the models on GPUs only config.json is in the repository; to submit one all is needed."""
+    words = ["launch", "submit", "configs/models/qwen2.5-7b/8xh100.yaml", "--cluster", H100]
+    words += ["cluster.nodes=1", f"run_dir={tmp_path}/run", "task.name=file"]
+    words += ["task.train=configs/quickstart.yaml", "task.eval=nowhere.jsonl"]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert bash_accepts(said.out)
+    assert said.err.splitlines() == [
+        "note: not checked, because not here: the weights of model.path=configs/models/qwen2.5-7b",
+        "note: not checked, because not here: task.eval=nowhere.jsonl",
+    ]
+    assert main([*words, "--dry-run", "rollout.max_new_tokens=9000"]) == 2
+    assert "rollout.max_new_tokens=9000 leaves no room" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "model.safetensors is missing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
