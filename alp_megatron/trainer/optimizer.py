@@ -23,6 +23,7 @@ from alp_megatron.weights.mapping import PRIVATE_SUFFIX
 def wrap(chunks: list, config: Config) -> list[DistributedDataParallel]:
     """Megatron's gradient buffers around this rank's chunks; gradients are summed in fp32."""
     policy_config = chunks[0].config
+    _mark_experts(chunks)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.trainer.use_distributed_optimizer,
@@ -33,6 +34,15 @@ def wrap(chunks: list, config: Config) -> list[DistributedDataParallel]:
         DistributedDataParallel(policy_config, ddp_config, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+
+
+def _mark_experts(chunks: list) -> None:
+    """An expert is whole on each of its ranks, also on those that TP splits other weights over:
+    its gradient is the sum over them. Megatron marks experts so only where there is EP."""
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if ".experts." in name:
+                parameter.allreduce = False
 
 
 def build_optimizer(

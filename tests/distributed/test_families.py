@@ -111,7 +111,7 @@ def test_export_reproduces_the_experts(workers, model_of, name, layout):
 TRAINED = {
     "llama with biases": ["tp2-sp", "tp4"],
     "qwen3 one key-value head": ["tp2-sp", "tp4", "pp2-vpp2"],
-    "qwen3_moe": ["ep2", "tp2-sp-ep2", "pp2-ep2", "tp2-sp-ep4-dp2"],
+    "qwen3_moe": ["ep2", "tp2-sp-ep2", "tp4-sp", "pp2-ep2", "tp2-sp-ep4-dp2"],
     "qwen3_moe tied, plain weights": ["ep2", "tp2-sp-ep2", "tp2-sp-pp2-vpp2-ep2"],
 }
 
