@@ -26,6 +26,11 @@ class Fp8Config(Section):
     margin: int = Field(0, ge=0, le=16, description="scales are divided by 2^margin, for delayed")
     num_layers_at_start_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
     num_layers_at_end_in_bf16: int = Field(0, ge=0, description="layers that stay out of FP8")
+    param_gather: bool = Field(
+        False,
+        description="weights are held in FP8 and gathered so by the distributed optimizer, which "
+        "keeps them in fp32; CUDA only",
+    )
 
 
 class ModelConfig(Section):

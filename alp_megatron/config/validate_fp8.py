@@ -11,12 +11,13 @@ def check_fp8(config: Config, shape: ModelShape) -> None:
     fp8 = config.model.fp8
     if fp8 is None:
         return
-    if shape.experts is not None:
-        raise UserError("model.fp8 is for models without experts: set model.fp8=null for this one.")
     _check_layers(config, fp8, shape)
     from alp_megatron.runtime.device import device_type  # imports torch, which takes seconds
 
-    if device_type(config.runtime.device) == "cuda":
+    on_cuda = device_type(config.runtime.device) == "cuda"
+    if fp8.param_gather:
+        _check_param_gather(config, fp8, on_cuda)
+    if on_cuda:
         _check_cuda(config, fp8, shape)
 
 
@@ -34,6 +35,32 @@ def _check_layers(config: Config, fp8: Fp8Config, shape: ModelShape) -> None:
                 f"model.fp8.{name}={count} is more than the {stage} layers of a pipeline stage: "
                 "use at most that."
             )
+
+
+# Why a recipe's weights cannot be held in FP8 (Megatron-Core 0.16.1, Transformer Engine 2.11).
+_NOT_HELD = {
+    "delayed": "the delayed recipe would round the loaded weights with a scale of 1",
+    "mxfp8": "Megatron gathers mxfp8 weights through its gradient buffers, which would set the "
+    "noise scales to 0",
+}
+
+
+def _check_param_gather(config: Config, fp8: Fp8Config, on_cuda: bool) -> None:
+    if fp8.recipe in _NOT_HELD:
+        raise UserError(
+            f"model.fp8.param_gather=true: {_NOT_HELD[fp8.recipe]}; use the tensorwise or "
+            "blockwise recipe, or set it to false."
+        )
+    if not config.trainer.use_distributed_optimizer:
+        raise UserError(
+            "model.fp8.param_gather=true needs trainer.use_distributed_optimizer=true, which "
+            "keeps the weights in fp32: set it."
+        )
+    if not on_cuda:
+        raise UserError(
+            "model.fp8.param_gather=true needs a CUDA device; elsewhere every product rounds its "
+            "weights anew: set it to false."
+        )
 
 
 def _check_cuda(config: Config, fp8: Fp8Config, shape: ModelShape) -> None:
@@ -75,9 +102,11 @@ def unsupported(recipe: str, capability: tuple[int, int], cuda: str) -> str | No
 def _shard_sizes(config: Config, shape: ModelShape) -> dict[str, int]:
     tp = config.model.tensor_model_parallel_size
     heads, groups, head = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
-    return {
+    sizes = {
         "hidden channels": shape.hidden_size,
         "rows of queries, keys and values": (heads + 2 * groups) * head // tp,
         "channels of attention": heads * head // tp,
-        "MLP channels": shape.intermediate_size // tp,
     }
+    if shape.experts is None:
+        return sizes | {"MLP channels": shape.intermediate_size // tp}
+    return sizes | {"channels of an expert": shape.experts.moe_intermediate_size}  # never split

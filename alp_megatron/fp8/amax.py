@@ -13,14 +13,15 @@ OPERANDS = ("input", "weight", "gradient")
 
 def tensor_amax(*tensors: Tensor, group: dist.ProcessGroup) -> Tensor:
     """fp32 [n]: the amax of each tensor over the ranks that hold parts of it. Collective."""
-    amaxes = torch.stack([_amax(t.detach()) for t in tensors])
+    amaxes = torch.stack([amax_of(t.detach()) for t in tensors])
     if dist.get_world_size(group) > 1:
         dist.all_reduce(amaxes, op=dist.ReduceOp.MAX, group=group)
     return amaxes
 
 
-def _amax(tensor: Tensor) -> Tensor:
-    """fp32 []; 0 of a tensor without elements, as where a rank holds padding alone."""
+def amax_of(tensor: Tensor) -> Tensor:
+    """fp32 []; 0 of a tensor without elements, as where a rank holds padding alone or no token
+    reaches an expert."""
     return tensor.abs().amax().float() if tensor.numel() else torch.zeros((), device=tensor.device)
 
 

@@ -23,28 +23,29 @@ class _RoundedMatmul(torch.autograd.Function):
     """x w^T, its products accumulated in fp32, the results in the operands' own types."""
 
     @staticmethod
-    def forward(ctx, x, w, recipe: Recipe, run: Fp8Pass):
-        operands = _rows(x, run), w.float()
+    def forward(ctx, x, w, recipe: Recipe, run: Fp8Pass, tokens: Tensor | None):
+        operands = _rows(x, tokens), w.float()
         (rounded_x, rounded_w), scales = recipe.product(*operands, run)
         ctx.save_for_backward(x, w)
-        ctx.recipe, ctx.run, ctx.scales = recipe, run, scales
-        return (rounded_x @ rounded_w.t()).to(x.dtype).view(*x.shape[:-1], -1)
+        ctx.recipe, ctx.run, ctx.tokens, ctx.scales = recipe, run, tokens, scales
+        return (rounded_x @ rounded_w.t()).to(x.dtype).view(*x.shape[:-1], w.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, w = ctx.saved_tensors
         (g, rounded_w), (g_of_weight, rounded_x) = ctx.recipe.gradients(
-            _rows(grad, ctx.run), _rows(x, ctx.run), w.float(), ctx.scales, ctx.run
+            _rows(grad, ctx.tokens), _rows(x, ctx.tokens), w.float(), ctx.scales, ctx.run
         )
         grad_x = (g @ rounded_w).to(x.dtype).view_as(x)
         grad_w = (g_of_weight.t() @ rounded_x).to(w.dtype)
-        return grad_x, grad_w, None, None
+        return grad_x, grad_w, None, None, None
 
 
-def _rows(tensor: Tensor, run: Fp8Pass) -> Tensor:
-    """fp32 [t, c] of [t, 1, c], zero on padding."""
-    return tensor.flatten(0, -2).float() * run.tokens
+def _rows(tensor: Tensor, tokens: Tensor | None) -> Tensor:
+    """fp32 [t, c] of [t, 1, c], zero where `tokens` [t, 1] is False; of an expert's [t, c] all."""
+    rows = tensor.flatten(0, -2).float()
+    return rows if tokens is None else rows * tokens
 
 
 class EmulatedFp8:
@@ -72,7 +73,9 @@ class EmulatedFp8:
             )
         elif kwargs["allreduce_dgrad"]:
             input = copy_to_tensor_model_parallel_region(input, group=self.tp_group)
-        output = _RoundedMatmul.apply(input, weight, self.fp8_recipe, run)
+        # What reaches an expert is in an order of its own, padding already zero: `fp8.experts`.
+        tokens = None if self.is_expert else run.tokens
+        output = _RoundedMatmul.apply(input, weight, self.fp8_recipe, run, tokens)
         return output if bias is None else output + bias
 
 
@@ -90,7 +93,10 @@ def _recipe(layer, settings: Fp8Config) -> Recipe:
         return blockwise(gradient, layer.fp8_meter)
     if settings.recipe == "mxfp8":
         return mxfp8(gradient, layer.fp8_meter)
-    group = layer.tp_group
-    if settings.recipe == "delayed":
+    if layer.is_expert:  # those that hold this expert, each with some of its tokens
+        group = parallel_state.get_expert_data_parallel_group()
+    elif settings.recipe == "delayed":
         group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+    else:
+        group = layer.tp_group
     return PerTensor(layer, gradient, group, layer.fp8_meter, layer.fp8_history)

@@ -22,6 +22,7 @@ def fp8_settings(fp8: Fp8Config | None) -> dict:
     return layers | dict(
         fp8=fp8.format,
         fp8_recipe=fp8.recipe,
+        fp8_param=fp8.param_gather,
         fp8_margin=fp8.margin,
         fp8_amax_history_len=fp8.amax_history_len,
         fp8_amax_compute_algo=fp8.amax_compute_algo,

@@ -13,7 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alp_megatron.fp8.amax import GRADIENT, INPUT, WEIGHT, AmaxHistory, AmaxMeter, tensor_amax
+from alp_megatron.fp8.amax import (
+    GRADIENT,
+    INPUT,
+    WEIGHT,
+    AmaxHistory,
+    AmaxMeter,
+    amax_of,
+    tensor_amax,
+)
 from alp_megatron.fp8.blocks import ScaleRule, round_columns, round_rows, round_squares
 from alp_megatron.fp8.casts import E4M3, round_trip
 from alp_megatron.fp8.scales import BLOCK_SCALES, float32_scale
@@ -113,7 +121,7 @@ class Blocks:
         return rounding(w, self.size, E4M3, self.rule)
 
     def _meter(self, operand: int, tensor: Tensor) -> None:
-        self.meter.see(operand, tensor.detach().abs().amax(), None, E4M3)
+        self.meter.see(operand, amax_of(tensor.detach()), None, E4M3)
 
 
 def blockwise(gradient_dtype: torch.dtype, meter: AmaxMeter) -> Blocks:

@@ -5,9 +5,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from alp_megatron.fp8.experts import Fp8ExpertsNorm
 from alp_megatron.fp8.linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 from alp_megatron.model.attention import PackedAttention
 from alp_megatron.model.hf_config import PolicyConfig
@@ -44,7 +46,11 @@ def _local_layer_spec(*, qk_layernorm: bool, **kind) -> ModuleSpec:
 
 
 def _use_emulated_fp8(layer: ModuleSpec) -> None:
-    """The four linear layers; attention's core, norms, embedding and head stay as they are."""
+    """The linear layers of attention, and of the MLP or of every expert; attention's core, norms,
+    router, embedding and head stay as they are."""
     attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    if layer.submodules.mlp.module is MoELayer:
+        layer.submodules.pre_mlp_layernorm = Fp8ExpertsNorm
+        mlp = mlp.experts.submodules
     attention.linear_qkv, mlp.linear_fc1 = Fp8ColumnParallelLinear, Fp8ColumnParallelLinear
     attention.linear_proj, mlp.linear_fc2 = Fp8RowParallelLinear, Fp8RowParallelLinear

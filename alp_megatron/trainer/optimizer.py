@@ -27,6 +27,7 @@ def wrap(chunks: list, config: Config) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.trainer.use_distributed_optimizer,
+        fp8_param_gather=policy_config.fp8_param,
     )
     if policy_config.bf16:
         chunks = [Float16Module(policy_config, chunk) for chunk in chunks]

@@ -12,13 +12,14 @@ from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.load import Checkpoint
 from alp_megatron.weights.noise import WeightNoise
-from alp_megatron.weights.quantize.scheme import Scheme
+from alp_megatron.weights.quantize.scheme import Scheme, is_linear
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.verify import (
     Digests,
     check_against_checkpoint,
     check_codes_against_checkpoint,
     check_logprobs,
+    check_rounded_against_checkpoint,
     check_same_tensors,
     check_version,
 )
@@ -55,12 +56,15 @@ def sync(
 def check_against_base(learner: Learner, plan: ExportPlan, base: Checkpoint) -> None:
     """The untrained weights, exported in the trainer's own dtype, are the base model's. Collective.
 
-    Before the cast to the engine's dtype, which would hide a change in the lowest bits.
+    Before the cast to the engine's dtype, which would hide a change in the lowest bits. Weights
+    that are held in FP8 are the base model's within its rounding.
     """
     dtype = learner.policy_config.params_dtype
     exported = Digests()
-    for _ in exported.record(plan.stream(dtype)):
-        pass
+    for name, tensor in exported.record(plan.stream(dtype)):
+        if learner.policy_config.fp8_param and is_linear(name):
+            del exported.of[name]
+            check_rounded_against_checkpoint(name, tensor, base)
     if exported.of:  # on rank 0
         check_against_checkpoint(exported.of, base, dtype)
 
@@ -89,7 +93,8 @@ def verified_sync(
         sent = Digests()
         received = driver.engine.update_weights(sent.record(stream), version, digests=True)
         check_same_tensors(sent.of, received)
-        if base is not None and scheme is not None:
+        held_in_fp8 = learner.policy_config.fp8_param  # their codes are not those of the base
+        if base is not None and scheme is not None and not held_in_fp8:
             trained = learner.policy_config.params_dtype
             check_codes_against_checkpoint(sent.of, base, trained, dtype, scheme)
         trajectories = driver.rollout(step=0)[:GATE_SAMPLES]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
 from alp_megatron.weights.export_plan import Entry, Part, buckets_of, entries_of
@@ -81,7 +82,7 @@ class ExportPlan:
             self._spaces.reverse()
             message = self._space(0, mine, dtype)
             for part, place in zip(mine, _places(mine, message), strict=True):
-                place.copy_(self._parameters[part.chunk][part.name])
+                place.copy_(_values(self._parameters[part.chunk][part.name]))
             on_their_way.append(dist.isend(message, 0))
         for work in on_their_way:
             work.wait()
@@ -104,7 +105,7 @@ class ExportPlan:
         parts = [
             arrived[part]
             if part in arrived
-            else self._parameters[part.chunk][part.name].detach().to(dtype)
+            else _values(self._parameters[part.chunk][part.name]).to(dtype)
             for part in entry.parts
         ]
         whole = unshard(entry.rule.layout, parts, self._config.vocab_size)
@@ -126,6 +127,12 @@ class _Arriving:
 
     parts: dict[Part, Tensor]
     works: list[dist.Work]
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """Of a parameter that Transformer Engine holds in FP8, what its codes stand for: the weight
+    that the trainer computes with."""
+    return parameter.dequantize() if is_float8tensor(parameter) else parameter.detach()
 
 
 def _places(parts: list[Part], message: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import is_float8tensor
 from safetensors import SafetensorError, safe_open
 
 from alp_megatron.errors import UserError
@@ -76,3 +77,5 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
                 )
             with torch.no_grad():
                 parameter.copy_(part)
+                if is_float8tensor(parameter):  # the optimizer's fp32 copy is made of this one
+                    parameter.get_high_precision_init_val().copy_(part)

@@ -54,6 +54,21 @@ def check_against_checkpoint(
             )
 
 
+def check_rounded_against_checkpoint(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
+    """Raise SyncError where a tensor is not the base model's rounded to E4M3.
+
+    Half a step is 2^-4 of a number at most; of the smallest 2^-10 in units of a scale that lets
+    the largest be 448, or half of that where scales are powers of two. bfloat16 adds 2^-9.
+    """
+    base = checkpoint.tensor(name).float()
+    limit = base.abs() * (2**-4 + 2**-8) + base.abs().amax() * (2**-9 / 448)
+    if not ((tensor.float().cpu() - base).abs() <= limit).all():  # also of NaN
+        raise SyncError(
+            f"first weight sync: tensor {name} as exported by the trainer differs from "
+            f"{checkpoint.model_dir} by more than FP8 rounds, though nothing has been trained yet"
+        )
+
+
 def check_codes_against_checkpoint(
     sent: dict[str, str],
     checkpoint: Checkpoint,

@@ -1,14 +1,19 @@
 """What the training processes do in test_fp8."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import is_first_last_bf16_layer
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Fp8Config
+from alp_megatron.fp8.experts import Fp8ExpertsNorm
 from alp_megatron.fp8.linear import Fp8ColumnParallelLinear
+from alp_megatron.fp8.megatron import fp8_settings
 from alp_megatron.fp8.scope import Fp8Pass, fp8_pass, without_fp8
 from alp_megatron.fp8.survival import count_surviving
 from alp_megatron.model.hf_config import policy_config
@@ -91,17 +96,7 @@ def products(config, rank, recipe: str, x, w, g) -> tuple:
     x [t, k], w [n, k] and g [t, n] are whole: a rank takes its rows of w and columns of g.
     """
     group = parallel_state.get_tensor_model_parallel_group()
-    settings = policy_config(config, read_model_shape(config.model.path))
-    settings.emulated_fp8 = Fp8Config(recipe=recipe)
-    layer = Fp8ColumnParallelLinear(
-        x.shape[1],
-        w.shape[0],
-        config=settings,
-        init_method=torch.nn.init.zeros_,
-        bias=False,
-        gather_output=False,
-        skip_bias_add=False,
-    )
+    layer = _column_parallel(config, recipe, w)
     size = w.shape[0] // dist.get_world_size(group)
     mine = slice(dist.get_rank(group) * size, (dist.get_rank(group) + 1) * size)
     with torch.no_grad():
@@ -112,3 +107,49 @@ def products(config, rank, recipe: str, x, w, g) -> tuple:
         y = layer(x)[0]
     y.backward(g[:, None, mine])
     return y.detach()[:, 0], x.grad[:, 0], layer.weight.grad
+
+
+def expert_products(config, rank, recipe: str, x, w, g, counts: list[int]) -> tuple:
+    """The same of one expert, which every rank has whole; of the tokens rank r has counts[r]."""
+    group = parallel_state.get_expert_tensor_parallel_group()
+    layer = _column_parallel(config, recipe, w, is_expert=True, tp_group=group)
+    with torch.no_grad():
+        layer.weight.copy_(w)
+    x, g = (whole.split(counts)[rank.rank].clone() for whole in (x, g))
+    x.requires_grad_()
+    with fp8_pass(Fp8Pass(torch.zeros(1, 1, dtype=torch.bool), records=True)):  # not looked at
+        y = layer(x)[0]
+    y.backward(g)
+    return y.detach(), x.grad, layer.weight.grad
+
+
+def _column_parallel(config, recipe: str, w, **kwargs) -> Fp8ColumnParallelLinear:
+    settings = policy_config(config, read_model_shape(config.model.path))
+    settings.emulated_fp8 = Fp8Config(recipe=recipe)
+    return Fp8ColumnParallelLinear(
+        w.shape[1],
+        w.shape[0],
+        config=settings,
+        init_method=torch.nn.init.zeros_,
+        bias=False,
+        gather_output=False,
+        skip_bias_add=False,
+        **kwargs,
+    )
+
+
+def before_experts(config, rank, hidden, tokens) -> tuple:
+    """This rank's rows of hidden [t, 1, h] normalised, outside and inside of an FP8 pass."""
+    norm = Fp8ExpertsNorm(policy_config(config, read_model_shape(config.model.path)), 8)
+    mine = hidden.chunk(parallel_state.get_tensor_model_parallel_world_size())[rank.rank]
+    plain = norm(mine)
+    with fp8_pass(Fp8Pass(tokens, records=True)):
+        return plain.detach(), norm(mine).detach()
+
+
+def megatron_settings(config, rank) -> tuple:
+    """Megatron's configuration of `model.fp8` where there is CUDA, and which layers are in bf16."""
+    with patch("torch.cuda.is_available", return_value=True):
+        fields = fp8_settings(config.model.fp8)
+    theirs = TransformerConfig(num_layers=4, hidden_size=64, num_attention_heads=4, **fields)
+    return theirs, [is_first_last_bf16_layer(theirs, layer) for layer in range(4)]

@@ -33,6 +33,18 @@ def fp8_config(model_dir, layout=None, fp8=None, **sections):
     return config
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_megatron_takes_the_settings(workers, wide_model, recipe):
+    """On CUDA they are fields of Megatron's own configuration, which checks them."""
+    fp8 = {"recipe": recipe, "format": "e4m3", "margin": 2, "param_gather": True}
+    ends = int(recipe != "delayed")
+    config = fp8_config(wide_model, None, fp8 | {"num_layers_at_end_in_bf16": ends})
+    theirs, in_bf16 = workers.run(FP8_JOBS + "megatron_settings", config, 1)[0]
+    assert (theirs.fp8, theirs.fp8_recipe, theirs.fp8_param) == ("e4m3", recipe, True)
+    assert (theirs.fp8_margin, theirs.fp8_amax_history_len) == (2, 1024)
+    assert in_bf16 == [False, False, False, bool(ends)]
+
+
 # Without clipping, where a small difference of a log-probability is a large one of its gradient.
 UNCLIPPED = {"eps_low": 1.0, "eps_high": 1e6, "dual_clip": None}
 

@@ -4,18 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from alp_megatron.config.schema import Config, Fp8Config, ModelConfig
+from alp_megatron.config.schema import Config, Fp8Config, ModelConfig, TrainerConfig
 from alp_megatron.config.validate_fp8 import check_fp8, unsupported
 from alp_megatron.errors import UserError
 
 SHAPE = SimpleNamespace(experts=None, num_hidden_layers=4)
 
 
-def config(pipeline: int = 1, **fp8) -> Config:
+def config(pipeline: int = 1, shared: bool = True, **fp8) -> Config:
     model = ModelConfig(
         path="x", pipeline_model_parallel_size=pipeline, fp8=Fp8Config.model_validate(fp8)
     )
-    return Config(model=model)
+    return Config(model=model, trainer=TrainerConfig(use_distributed_optimizer=shared))
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,23 @@ def test_layers_out_of_fp8(settings, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_experts_are_refused_and_the_rest_passes():
-    with pytest.raises(UserError, match="without experts"):
-        check_fp8(config(), SimpleNamespace(experts=object(), num_hidden_layers=4))
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"recipe": "delayed"}, "with a scale of 1; use the tensorwise or blockwise recipe"),
+        ({"recipe": "mxfp8"}, "would set the noise scales to 0; use the tensorwise or blockwise"),
+        ({"recipe": "blockwise", "shared": False}, "needs trainer.use_distributed_optimizer=true"),
+        ({"recipe": "tensorwise"}, "needs a CUDA device"),
+    ],
+)
+def test_weights_held_in_fp8(monkeypatch, settings, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=f"^model.fp8.param_gather=true.*{expected}") as caught:
+        check_fp8(config(param_gather=True, **settings), SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_rest_passes():
     check_fp8(config(recipe="blockwise", num_layers_at_start_in_bf16=2, pipeline=2), SHAPE)
     check_fp8(Config(model=ModelConfig(path="x")), SHAPE)
 
