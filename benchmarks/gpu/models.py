@@ -4,6 +4,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
@@ -36,12 +37,14 @@ SAMPLES, TOKENS = 16, 1024  # of an update
 def model_directory(name: str) -> Iterator[str]:
     """A Hugging Face directory of that shape in bf16."""
     with tempfile.TemporaryDirectory() as directory:
-        yield make_model(directory, dtype="bfloat16", max_position_embeddings=4096, **SHAPES[name])
+        yield make_model(
+            Path(directory), dtype="bfloat16", max_position_embeddings=4096, **SHAPES[name]
+        )
 
 
 def training_config(path: str, method: str, recipe: str | None) -> Config:
     """One GPU, one update of SAMPLES sequences in four micro-batches."""
-    tree = {
+    tree: dict[str, dict] = {
         "model": {"path": path, "params_dtype": "bfloat16"},
         "objective": {"method": method},
         "trainer": {"global_batch_size": SAMPLES, "micro_batch_size": SAMPLES // 4},

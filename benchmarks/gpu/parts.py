@@ -4,7 +4,7 @@ import contextlib
 import io
 
 from benchmarks.gpu.fp8 import fp8_products
-from benchmarks.gpu.graphs import graph_follows_key
+from benchmarks.gpu.graphs import graph_follows_key, layer_graph_follows_key
 from benchmarks.gpu.noise import noise_agrees, noise_bandwidth
 from benchmarks.gpu.part import Found, Goal, Part, need
 from benchmarks.gpu.rollouts import rollout_parts
@@ -29,6 +29,7 @@ PARTS: dict[str, Part] = {
     "noise: the CPU's": noise_agrees,
     "noise: bandwidth": noise_bandwidth,
     "noise: CUDA graph": graph_follows_key,
+    "layer: CUDA graph": layer_graph_follows_key,
     "FP8: Transformer Engine against the emulation": fp8_products,
     "specs: Transformer Engine against local": specs_agree,
     **step_parts(),

@@ -5,6 +5,7 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
@@ -15,10 +16,11 @@ PROMPTS, NEW_TOKENS = 128, 128
 
 
 def rollout_parts() -> dict[str, Part]:
-    return {f"rollouts: {q}": partial(rollouts, q) for q in ("none", "fp8")}
+    kinds: list[Literal["none", "fp8"]] = ["none", "fp8"]
+    return {f"rollouts: {kind}": partial(rollouts, kind) for kind in kinds}
 
 
-def rollouts(quantization: str) -> Found:
+def rollouts(quantization: Literal["none", "fp8"]) -> Found:
     """Seconds and GB/s of an update of the 0.5B model, quantised on the way, tokens/s of
     generation, and whether every tensor's hash came through."""
     need("vllm", "transformers")

@@ -18,6 +18,7 @@ from alp_megatron.trainer.policy_update import update_policy
 from alp_megatron.trainer.record import step_record
 from alp_megatron.trainer.sigmas import sigmas
 from alp_megatron.weights.export import ExportPlan
+from benchmarks.gpu.graph_jobs import layer_calls
 from tests.distributed.layouts import KEY, NUM_SAMPLES
 
 
@@ -136,6 +137,17 @@ def update_and_clean(config, rank, trajectories: list, measure_clean: bool) -> d
     before = token_logprobs(learner, sequences)
     record = update_policy(learner, trajectories, None, KEY, measure_clean=measure_clean)
     return {"before": before, "record": record, "after": token_logprobs(learner, sequences)}
+
+
+def layer_under_keys(config, rank) -> list:
+    """A layer's output and gradient of s_l under one key, under another, and once more by the
+    first call after its plan was given the other's key words."""
+    learner = Learner(config, rank.device, training=False)
+    keys = [NoiseKey(1, 2, 3), NoiseKey(1, 2, 4)]
+    (call, plan), (other_call, other) = layer_calls(learner, keys)
+    results = [call(), other_call()]
+    plan.key_words.copy_(other.key_words)
+    return [*results, call()]
 
 
 def exported(config, rank) -> dict:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import __main__ as proof
 from benchmarks.gpu.part import Found, Goal, Skip, need
+from tests.distributed.layouts import config_for
+from tests.models import make_model
 
 REPO = Path(__file__).parents[2]
 
@@ -44,6 +47,14 @@ def test_every_outcome_is_told():
     line = proof._line("c", outcomes[2])
     assert line.startswith("c: speed 0.7 >= 0.8 MISSED; error 0.1 <= 1 met (")
     assert not proof._all_met(outcomes[2])
+
+
+def test_a_layer_reads_the_key_of_its_plan(workers, tmp_path):
+    """What a captured graph relies on: a replay sees the key words as they are by then."""
+    config = config_for(make_model(tmp_path))
+    first, other, again = workers.run("tests.distributed.jobs:layer_under_keys", config, 1)[0]
+    for before, expected, found in zip(first, other, again, strict=True):
+        assert torch.equal(found, expected) and not torch.equal(found, before)
 
 
 @pytest.mark.parametrize("value, met", [(1.0, True), (1.1, False), (float("nan"), False)])
