@@ -31,13 +31,8 @@ def server_log(run_dir, index) -> str:
     return "".join(path.read_text() for path in run_dir.glob(f"launch/logs/rollout-{index}.*.log"))
 
 
-def check_nothing_is_left(slurm, job, shared_memory):
-    slurm.until(lambda: not slurm.processes(job), 60)
-    assert set(os.listdir("/dev/shm")) == shared_memory
-
-
 def test_a_server_dies_a_node_dies_the_run_ends(slurm, tmp_path):
-    run_dir, shared_memory = tmp_path / "a run", set(os.listdir("/dev/shm"))
+    run_dir = tmp_path / "a run"
     job = submit(slurm, run_dir, "cluster.rollout.nodes=2", "trainer.steps=1000000")
     until_a_new_checkpoint(slurm, job, run_dir)
     assert "nodes n[1-2] + n[3-4]" in launch(slurm, "status", run_dir).stdout
@@ -58,7 +53,7 @@ def test_a_server_dies_a_node_dies_the_run_ends(slurm, tmp_path):
     (run_dir / "stop").touch()
     slurm.until(lambda: slurm.state(job) == "COMPLETED")
     assert status_file(run_dir)["state"] == "stopped"
-    check_nothing_is_left(slurm, job, shared_memory)
+    slurm.until(lambda: not slurm.processes(job))
     steps = [record["step"] for record in records(run_dir)]
     assert steps == list(range(len(steps)))
 
@@ -70,7 +65,8 @@ def test_cancelled_while_the_servers_start(slurm, tmp_path):
     slurm.ask("scancel", job)
     slurm.until(lambda: slurm.state(job) == "CANCELLED")
     slurm.until(lambda: status_file(run_dir)["state"] == "cancelled")
-    check_nothing_is_left(slurm, job, shared_memory)
+    slurm.until(lambda: not slurm.processes(job))
+    assert set(os.listdir("/dev/shm")) <= shared_memory
 
 
 def test_a_server_that_cannot_start_fails_the_job(slurm, tmp_path):
