@@ -22,7 +22,8 @@ def main() -> int:
     command = [sys.executable, "-m", "alp_megatron.cli", "serve", config, "--host", "0.0.0.0",
                "--port", str(first_port + task), "--ready-file", str(ready_file)]  # fmt: skip
     environment = os.environ | own_gpu(os.environ)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # The end of the job is no failure: with another code srun would kill the other servers at once.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         server = subprocess.Popen(
             command, env=environment, preexec_fn=lambda: die_with_parent(parent)
