@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 from alp_megatron.commands.inputs import check_inputs
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
 from alp_megatron.config.run_dir import prepare_run_dir
+from alp_megatron.config.run_lock import leave_to_first_rank, lock_as_first_rank
 from alp_megatron.config.schema import Config
 from alp_megatron.config.validate import validate
 from alp_megatron.runtime.launcher import launch, under_launcher
@@ -19,6 +21,7 @@ def train(config_path: str, overrides: list[str], resume: bool) -> int:
     check_inputs(config)
     if not under_launcher():
         run_dir = prepare_run_dir(config, resume)
+        leave_to_first_rank(run_dir)
         arguments = [str(run_dir / "config.yaml"), *(["--resume"] if resume else [])]
         code = launch(__name__, arguments, world_size(config))
         metrics = run_dir / "metrics.jsonl"
@@ -48,5 +51,12 @@ def _job(config: Config, rank, resume: bool) -> None:
     run.close()
 
 
+def _started_by_the_command() -> int:
+    config = load_config(sys.argv[1])
+    if os.environ["RANK"] == "0":
+        lock_as_first_rank(Path(config.run_dir))
+    return _process(config, resume="--resume" in sys.argv[2:])
+
+
 if __name__ == "__main__":
-    sys.exit(_process(load_config(sys.argv[1]), resume="--resume" in sys.argv[2:]))
+    sys.exit(_started_by_the_command())

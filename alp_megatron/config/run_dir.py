@@ -8,6 +8,7 @@ from pathlib import Path
 from alp_megatron.config.environment import environment
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.model_shape import read_model_shape
+from alp_megatron.config.run_lock import LOCK, lock_run_dir
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
@@ -18,12 +19,12 @@ LAUNCH_DIR = "launch"
 
 
 def prepare_run_dir(config: Config, resume: bool) -> Path:
-    """Makes the run directory and writes config.yaml and environment.json into it.
+    """Makes the run directory, locks it and writes config.yaml and environment.json into it.
 
     Nothing is made or changed before every check has passed.
 
     Raises:
-        UserError: the directory is occupied, cannot be resumed or written, or lacks space.
+        UserError: the directory is occupied or in use, cannot be resumed or written, or lacks space.
     """
     run_dir = Path(config.run_dir)
     check_occupation(run_dir, resume)
@@ -34,6 +35,8 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
         raise UserError(
             f"run_dir={run_dir} cannot be made: {error.strerror}; choose another run_dir."
         ) from error
+    lock_run_dir(run_dir)
+    check_occupation(run_dir, resume)  # again: another run may have been faster
     # config.yaml first: with it, a run that is killed here can be resumed.
     write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
     record = json.dumps(environment(config), indent=2) + "\n"
@@ -44,8 +47,9 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
 def check_occupation(run_dir: Path, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file: choose another run_dir.")
-    # What `alp-megatron launch` keeps there comes before the run.
-    occupied = run_dir.is_dir() and any(path.name != LAUNCH_DIR for path in run_dir.iterdir())
+    # What `alp-megatron launch` keeps there, and the lock, come before the run.
+    before = (LAUNCH_DIR, LOCK)
+    occupied = run_dir.is_dir() and any(path.name not in before for path in run_dir.iterdir())
     if occupied and not resume:
         raise UserError(
             f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "
@@ -64,7 +68,7 @@ def _check_space(run_dir: Path, config: Config) -> None:
         raise UserError(f"run_dir={run_dir}: {parent} cannot be written; choose another run_dir.")
     parameters = read_model_shape(config.model.path).num_parameters
     # One more than are kept: the oldest is removed only when the newest is whole.
-    checkpoints = config.trainer.keep_checkpoints + 1
+    checkpoints = config.trainer.keep_checkpoints + config.trainer.keep_best_checkpoint + 1
     needed = parameters * _CHECKPOINT_BYTES_PER_PARAMETER * checkpoints
     free = shutil.disk_usage(parent).free
     if free < needed:

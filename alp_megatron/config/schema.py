@@ -171,7 +171,10 @@ class TrainerConfig(Section):
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0 switches it off")
     use_distributed_optimizer: bool = True
     save_interval: int = Field(10, ge=1, description="in steps; the last step is always saved")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest")
+    keep_best_checkpoint: bool = Field(
+        True, description="also that of the highest evaluation score, as checkpoints/best"
+    )
 
 
 class EvaluationConfig(Section):

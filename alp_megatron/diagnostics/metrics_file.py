@@ -26,6 +26,7 @@ class MetricsWriter:
         try:
             while line:  # a full disk shows as a short write first; the next one says why
                 line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())  # no checkpoint may be safe before the steps it follows
         except OSError as error:
             self._file.truncate(size)
             raise UserError(

@@ -18,7 +18,7 @@ from alp_megatron.rollout.engine import RolloutEngine
 from alp_megatron.runtime.process_groups import Rank, from_first_rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.trainer.checkpoint import load_weights
+from alp_megatron.checkpoint.state import load_weights
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.envelopes import token_ratios
 from alp_megatron.trainer.learner import Learner

@@ -65,3 +65,10 @@ def from_first_rank(value):
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def from_every_rank(value) -> list:
+    """The values of all ranks (of any picklable kind), by rank. Collective."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -3,11 +3,11 @@
 import time
 from contextlib import contextmanager
 
+from alp_megatron.checkpoint.saver import CheckpointSaver
 from alp_megatron.objectives.methods import METHODS, needs_old_logprobs
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.process_groups import from_first_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.trainer.checkpoint import save_checkpoint
 from alp_megatron.trainer.envelopes import has_envelope
 from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
 from alp_megatron.trainer.logprobs import token_logprobs
@@ -24,6 +24,7 @@ def train(run: Run) -> bool:
     Returns whether the last step was made; False if a stop was asked for before.
     """
     config, learner, driver = run.config, run.learner, run.driver
+    saver = CheckpointSaver(run.run_dir, learner, run.plan)
     for step in range(run.first_step, config.trainer.steps):
         seconds = {"old_logprobs": 0.0, "clean_logprobs": 0.0}
         started = time.perf_counter()
@@ -69,12 +70,16 @@ def train(run: Run) -> bool:
         # A checkpoint holds no weights but these: it is made where the engine has them too.
         stop = synced and not last and stop_requested(run.run_dir)
         if done % config.trainer.save_interval == 0 or last or stop:
-            save_checkpoint(run.run_dir, done, learner, run.plan, run.counters())
+            saver.start(done, run.counters())
+        else:
+            saver.poll()
         if stop:
+            saver.finish()
             if run.output:
                 acknowledge_stop(run.run_dir)
                 run.output.say(f"stopped after step {done}; --resume goes on")
             return False
+    saver.finish()
     return True
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from alp_megatron.checkpoint.resume import newest_whole
+from alp_megatron.checkpoint.state import load_checkpoint
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.model.hf_files import read_hf_config
@@ -14,7 +16,6 @@ from alp_megatron.rollout.engine import RolloutEngine
 from alp_megatron.rollout.start import start_rollout_engine
 from alp_megatron.runtime.process_groups import Rank
 from alp_megatron.tasks.task import build_task
-from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.output import Output
@@ -92,17 +93,17 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
         rollout_scheme(config),
         engine=engine,
     )
-    checkpoints = checkpoint_dirs(run.run_dir) if resume else []
-    if checkpoints:
-        _restore(run, checkpoints[-1])
+    checkpoint = newest_whole(run.run_dir) if resume else None
+    if checkpoint:
+        _restore(run, checkpoint)
     assert_keys_agree(NoiseKey(config.seed, run.first_step, 0))
     if rank.is_first:
         task = build_task(config)
         stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
         run.driver = Driver(config, engine, task, stops)
         run.output = Output(run.run_dir, config, learner, rank, run.first_step if resume else None)
-    first_sync(run, fresh=not checkpoints)
-    if run.driver and not checkpoints:
+    first_sync(run, fresh=not checkpoint)
+    if run.driver and not checkpoint:
         run.base_score = run.latest_score = run.driver.evaluate()
         run.output.say(f"base score {run.base_score:.3f}")
     return run

@@ -20,19 +20,23 @@ def save_hf(
 ) -> None:
     """Write the policy as a Hugging Face model to `out_dir`. Collective.
 
-    The weights have the dtype of the source's config, or the engine's where that is wider: an
-    engine started from the directory then holds what the running one holds. The tokenizer and
-    generation config are the source's.
+    The tokenizer and generation config are the source's.
     """
     source_dir = Path(source_dir)
-    own = getattr(torch, stated_dtype(read_hf_config(source_dir)) or "bfloat16")
-    dtype = torch.promote_types(own, rollout_dtype)
+    dtype = export_dtype(source_dir, rollout_dtype)
     stream = plan.stream(dtype)
     if dist.get_rank() != 0:
         for _ in stream:
             pass
         return
     write_model(stream, source_dir, out_dir, dtype)
+
+
+def export_dtype(source_dir: Path, rollout_dtype: torch.dtype) -> torch.dtype:
+    """That of the source's config, or the engine's where it is wider: an engine started from the
+    export then holds what the running one holds."""
+    own = getattr(torch, stated_dtype(read_hf_config(source_dir)) or "bfloat16")
+    return torch.promote_types(own, rollout_dtype)
 
 
 def write_model(

@@ -201,7 +201,9 @@ def load_then_continue(config, rank, run_dir: str, trajectories: list) -> dict:
 
 
 def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
-    from alp_megatron.trainer.checkpoint import checkpoint_dirs, load_checkpoint, save_checkpoint
+    from alp_megatron.checkpoint.resume import newest_whole
+    from alp_megatron.checkpoint.saver import CheckpointSaver
+    from alp_megatron.checkpoint.state import load_checkpoint
 
     learner = Learner(config, rank.device)
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
@@ -209,11 +211,14 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     if save:
         for index in range(2):
             update_policy(learner, trajectories, None, NoiseKey(7, 0, index))
-        save_checkpoint(Path(run_dir), 1, learner, plan, {"policy_version": 5})
+        saver = CheckpointSaver(Path(run_dir), learner, plan)
+        saver.start(1, {"policy_version": 5})
     else:
-        counters = load_checkpoint(checkpoint_dirs(Path(run_dir))[-1], learner)
-    for index in range(2):
+        counters = load_checkpoint(newest_whole(Path(run_dir)), learner)
+    for index in range(2):  # while the checkpoint is being written
         update_policy(learner, trajectories, None, NoiseKey(7, 1, index))
+    if save:
+        saver.finish()
     scales = sigmas(learner.chunks, config.perturbation.sigma0)
     weights = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
     return {"weights": weights, "sigmas": scales, "counters": counters}

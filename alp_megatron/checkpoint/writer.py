@@ -8,7 +8,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 
 
 def write_in_this_process() -> None:
-    """Patch Megatron: a synchronous save needs neither writer processes nor a manager for them.
+    """Patch Megatron: a save needs neither writer processes nor a manager for them.
 
     Both outlive a killed trainer, the manager takes seconds to start, and forking a process
     that has threads may hang.
@@ -27,5 +27,7 @@ def _write(transforms, use_msc, rank, buckets, results: queue.Queue) -> None:
         for index, bucket in enumerate(buckets):
             pool.submit(write, transforms, index, bucket, done, counter, True)
     written = dict(done.get() for _ in buckets)
-    failures = [result for result in written.values() if isinstance(result, Exception)]
-    results.put(failures[0] if failures else written)
+    for result in written.values():
+        if isinstance(result, Exception):
+            raise result
+    results.put(written)

@@ -1,0 +1,179 @@
+"""Writes checkpoints beside the training: the trainer waits for a copy in memory, not for a disk.
+
+Megatron plans the save and names what each rank writes; a thread of each rank writes its copy, and
+rank 0's the policy as a Hugging Face model too. Collective calls stay on the main thread: those
+that complete a checkpoint are made between two steps, when every rank's thread is done.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from safetensors import SafetensorError
+
+from alp_megatron.checkpoint.directory import (
+    CHECKPOINTS,
+    COUNTERS,
+    publish,
+    remove_leftovers,
+    retire,
+)
+from alp_megatron.checkpoint.manifest import describe, write_manifest
+from alp_megatron.checkpoint.state import METADATA, sharded_state
+from alp_megatron.checkpoint.writer import write_in_this_process
+from alp_megatron.diagnostics.files import write_atomic
+from alp_megatron.errors import UserError
+from alp_megatron.runtime.process_groups import from_every_rank
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.save_hf import export_dtype, write_model
+
+write_in_this_process()
+
+
+@dataclass(frozen=True)
+class _Save:
+    """A checkpoint that is being written. `written` gives this rank's files, described."""
+
+    final: Path
+    partial: Path
+    nbytes: int  # on all ranks
+    complete: list[Callable[[], None]]  # Megatron's last steps, collective
+    written: Future
+
+
+class CheckpointSaver:
+    """All methods are collective. One checkpoint is written at a time."""
+
+    def __init__(self, run_dir: Path, learner: Learner, plan: ExportPlan):
+        self._run_dir, self._learner, self._plan = run_dir, learner, plan
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._save: _Save | None = None
+
+    def start(self, step: int, counters: dict) -> None:
+        """Copy what training has after `step` steps, and begin to write it.
+
+        Args:
+            counters: plain values that the loop needs to go on, given back by `load_checkpoint`.
+
+        Raises:
+            UserError: there is too little space, also for the save before.
+        """
+        self.finish()
+        final = self._run_dir / CHECKPOINTS / f"step_{step:06d}"
+        partial = final.with_name(f".{final.name}.partial")
+        with _space_needed(partial):
+            if dist.get_rank() == 0:
+                remove_leftovers(self._run_dir)
+                (partial / "state").mkdir(parents=True)
+                write_atomic(partial / COUNTERS, json.dumps(counters | {"step": step}).encode())
+            dist.barrier()
+            request = dist_checkpointing.save(
+                sharded_state(self._learner, loading=False),
+                str(partial / "state"),
+                content_metadata=METADATA,
+                async_sharded_save=True,
+            )
+        buckets = _copied(request.async_fn_args[1]) if request.async_fn else []
+        model, dtype = self._hf_model()
+        own = sum(t.nbytes for _, _, (_, data) in buckets for _, t in data)
+        nbytes = sum(from_every_rank(own + sum(tensor.nbytes for _, tensor in model)))
+        _check_free_space(partial, nbytes)
+
+        def write() -> dict[str, dict]:
+            if buckets:
+                request.async_fn(request.async_fn_args[0], buckets, request.async_fn_args[2])
+            if model:
+                write_model(iter(model), self._source, partial / "hf", dtype)
+            files = [Path(path) for path, _, _ in buckets]
+            files += (partial / "hf").iterdir() if model else []
+            return {str(path.relative_to(partial)): describe(path) for path in files}
+
+        written = self._thread.submit(write)
+        self._save = _Save(final, partial, nbytes, request.finalize_fns, written)
+
+    def poll(self) -> None:
+        """Make the checkpoint visible if every rank has written its part."""
+        if self._save and all(from_every_rank(self._save.written.done())):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and make it visible.
+
+        It gets its name, then those that `trainer.keep_checkpoints` does not keep are removed.
+
+        Raises:
+            UserError: it could not be written; those before it are untouched.
+        """
+        if self._save is None:
+            return
+        save, self._save = self._save, None
+        with _space_needed(save.partial, save.nbytes):
+            described = from_every_rank(save.written.result())
+            for complete in save.complete:
+                complete()
+            if dist.get_rank() == 0:
+                known = {name: entry for part in described for name, entry in part.items()}
+                write_manifest(save.partial, known)
+                publish(save.partial, save.final)
+                trainer = self._learner.config.trainer
+                retire(self._run_dir, trainer.keep_checkpoints, trainer.keep_best_checkpoint)
+        dist.barrier()
+
+    @property
+    def _source(self) -> Path:
+        return Path(self._learner.config.model.path)
+
+    def _hf_model(self) -> tuple[list[tuple[str, torch.Tensor]], torch.dtype]:
+        """A copy of all weights on rank 0, under their Hugging Face names; empty elsewhere."""
+        dtype = export_dtype(self._source, self._learner.rollout_dtype)
+        # The stream yields views that the next bucket overwrites.
+        return [(n, t.to("cpu", copy=True)) for n, t in self._plan.stream(dtype)], dtype
+
+
+def _copied(buckets: list) -> list:
+    """Megatron's write buckets with every tensor in memory that training does not touch."""
+    on_device = any(t.is_cuda for _, _, (_, data) in buckets for _, t in data)
+    copies = [
+        (path, key, (blobs, [(i, t.to("cpu", copy=True, non_blocking=on_device)) for i, t in data]))
+        for path, key, (blobs, data) in buckets
+    ]
+    if on_device:
+        torch.cuda.synchronize()
+    return copies
+
+
+def _check_free_space(partial: Path, nbytes: int) -> None:
+    """Before anything large is written. Raises UserError on rank 0."""
+    if dist.get_rank() == 0 and shutil.disk_usage(partial).free < nbytes:
+        raise _too_little_space(partial, nbytes)
+
+
+@contextmanager
+def _space_needed(partial: Path, nbytes: int | None = None) -> Iterator[None]:
+    """A disk that is full, which shows as many kinds of error, becomes one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:
+        # torch.save's zip writer has no error of its own.
+        if type(error) is RuntimeError and "inline_container" not in str(error):
+            raise
+        raise _too_little_space(partial, nbytes) from error
+
+
+def _too_little_space(partial: Path, nbytes: int | None) -> UserError:
+    shutil.rmtree(partial, ignore_errors=True)
+    root = partial.parent
+    free = shutil.disk_usage(root).free / 1e6
+    needed = f"it needs {nbytes / 1e6:.0f} MB, " if nbytes else ""
+    return UserError(
+        f"{root}: a checkpoint cannot be written ({needed}{free:.0f} MB are free without it): "
+        "free some space and continue with --resume."
+    )

@@ -1,0 +1,74 @@
+"""What a checkpoint holds of a learner, in Megatron's distributed format (torch_dist)."""
+
+import json
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+
+from alp_megatron.checkpoint.directory import COUNTERS
+from alp_megatron.errors import UserError
+from alp_megatron.fp8.linear import HISTORY
+from alp_megatron.trainer.learner import Learner
+
+# Any TP, PP and DP can read it back.
+METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def load_checkpoint(directory: Path, learner: Learner) -> dict:
+    """Fill weights, s_l, optimizer and schedule; returns the counters. Collective."""
+    _check_amax_history(directory, learner)
+    state = dist_checkpointing.load(sharded_state(learner, loading=True), str(directory / "state"))
+    for index, chunk in enumerate(learner.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scheduler.load_state_dict(state["scheduler"])
+    return json.loads((directory / COUNTERS).read_text())
+
+
+def load_weights(directory: Path, chunks: list) -> None:
+    """Fill the weights and s_l alone, for a new optimizer. Collective."""
+    state = dist_checkpointing.load(_sharded_model(chunks), str(directory / "state"))
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+
+
+def sharded_state(learner: Learner, loading: bool) -> dict:
+    """This rank's part of weights, s_l, optimizer and schedule, as Megatron names them."""
+    model = _sharded_model(learner.chunks)
+    if loading:
+        _initialise_optimizer_state(learner.optimizer)
+    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)
+    return {**model, "optimizer": optimizer, "scheduler": learner.scheduler.state_dict()}
+
+
+def _sharded_model(chunks: list) -> dict:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    metadata = METADATA | {"dp_cp_group": group}
+    return {
+        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
+        for index, chunk in enumerate(chunks)
+    }
+
+
+def _check_amax_history(directory: Path, learner: Learner) -> None:
+    """Raises UserError where emulated FP8 needs a history that the checkpoint does not have."""
+    wanted = [n for chunk in learner.chunks for n, _ in chunk.named_buffers() if HISTORY in n]
+    saved = dist_checkpointing.load_tensors_metadata(str(directory / "state")) if wanted else ()
+    if wanted and not any(HISTORY in name for name in saved):
+        raise UserError(
+            f"{directory} was made without model.fp8.recipe=delayed and has no amax history: "
+            "resume with another recipe, or start another run_dir."
+        )
+
+
+def _initialise_optimizer_state(optimizer) -> None:
+    """torch's AdamW makes its moments at the first step, but a load needs places to fill."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = part.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
