@@ -5,7 +5,9 @@ rank 0's the policy as a Hugging Face model too. Collective calls stay on the ma
 that complete a checkpoint are made between two steps, when every rank's thread is done.
 """
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -153,7 +155,7 @@ def _copied(buckets: list) -> list:
 def _check_free_space(partial: Path, nbytes: int) -> None:
     """Before anything large is written. Raises UserError on rank 0."""
     if dist.get_rank() == 0 and shutil.disk_usage(partial).free < nbytes:
-        raise _too_little_space(partial, nbytes)
+        raise _cannot_write(partial, nbytes, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 @contextmanager
@@ -165,15 +167,19 @@ def _space_needed(partial: Path, nbytes: int | None = None) -> Iterator[None]:
         # torch.save's zip writer has no error of its own.
         if type(error) is RuntimeError and "inline_container" not in str(error):
             raise
-        raise _too_little_space(partial, nbytes) from error
+        raise _cannot_write(partial, nbytes, error) from error
 
 
-def _too_little_space(partial: Path, nbytes: int | None) -> UserError:
+def _cannot_write(partial: Path, nbytes: int | None, error: Exception) -> UserError:
     shutil.rmtree(partial, ignore_errors=True)
-    root = partial.parent
-    free = shutil.disk_usage(root).free / 1e6
-    needed = f"it needs {nbytes / 1e6:.0f} MB, " if nbytes else ""
+    run_dir = partial.parents[1]
+    free = shutil.disk_usage(run_dir).free / 1e6
+    needed = f"it needs {nbytes / 1e6:.1f} MB, " if nbytes else ""
+    why, mend = "", "free some space"
+    if isinstance(error, OSError) and error.strerror:
+        why = f"{error.strerror}; "
+        mend = mend if error.errno == errno.ENOSPC else "make it writable"
     return UserError(
-        f"{root}: a checkpoint cannot be written ({needed}{free:.0f} MB are free without it): "
-        "free some space and continue with --resume."
+        f"{partial.parent}: a checkpoint cannot be written ({why}{needed}{free:.1f} MB are free "
+        f"without it): {mend} and continue with --resume."
     )

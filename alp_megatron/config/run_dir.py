@@ -24,7 +24,8 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
     Nothing is made or changed before every check has passed.
 
     Raises:
-        UserError: the directory is occupied or in use, cannot be resumed or written, or lacks space.
+        UserError: the directory is occupied or in use, cannot be resumed or written, or has too
+            little space.
     """
     run_dir = Path(config.run_dir)
     check_occupation(run_dir, resume)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from alp_megatron.checkpoint.state import load_weights
 from alp_megatron.config.schema import Config
 from alp_megatron.diagnostics.envelope import envelope_width
 from alp_megatron.model.hf_files import read_hf_config
@@ -18,7 +19,6 @@ from alp_megatron.rollout.engine import RolloutEngine
 from alp_megatron.runtime.process_groups import Rank, from_first_rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.checkpoint.state import load_weights
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.envelopes import token_ratios
 from alp_megatron.trainer.learner import Learner

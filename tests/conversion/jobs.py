@@ -2,8 +2,8 @@
 
 from megatron.core import dist_checkpointing
 
-from alp_megatron.model.microbatch import Sequence
 from alp_megatron.checkpoint.writer import write_in_this_process
+from alp_megatron.model.microbatch import Sequence
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from conversion.megatron_model import load_megatron, sharded_state

@@ -122,10 +122,10 @@ class Command:
         return f"--- stdout\n{self.out}\n--- stderr\n{self.err}"
 
 
-def run(directory: Path, *arguments: str, **environment: str) -> Command:
+def run(directory: Path, *arguments: str, seconds: float = 180, **environment: str) -> Command:
     """Run the command to its end."""
     command = Command(directory, *arguments, **environment)
-    command.wait()
+    command.wait(seconds)
     return command
 
 

@@ -1,6 +1,7 @@
 """A user's mistake: exit code 2, one sentence that names it, and nothing made or changed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -281,6 +282,7 @@ def test_no_space_in_mid_run(tmp_path, small_disk):
         fill(small_disk, leaving=600_000)
         assert command.wait(60) == 2
         sentence = the_sentence(command)
+        assert re.search(r"it needs [\d.]+ MB, [\d.]+ MB are free", sentence), sentence
         assert "free some space" in sentence and "--resume" in sentence
         command.check_nothing_is_left()
         assert [r["step"] for r in records(run_dir)] == list(range(len(records(run_dir))))

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from alp_megatron.checkpoint.manifest import damage
 from tests.e2e.runs import QUIET, Command, records, train_arguments
 
 VICTIMS = ["command", "rank 1", "engine", "rank 0"]
@@ -26,6 +27,7 @@ def check_files_are_whole(run_dir):
         assert json.loads((checkpoint / "hf" / "config.json").read_text())
         assert (checkpoint / "hf" / "tokenizer.json").exists()
         assert load_file(checkpoint / "hf" / "model.safetensors")
+        assert damage(checkpoint) is None
         state = checkpoint / "state"
         assert (state / "common.pt").exists() and (state / "metadata.json").exists()
         for part in FileSystemReader(state).read_metadata().storage_data.values():

@@ -63,6 +63,7 @@ def test_the_run_directory_holds_what_is_promised(finished, directory):
     assert {path.name for path in run_dir.iterdir()} == {
         "config.yaml",
         "environment.json",
+        "run.lock",
         "metrics.jsonl",
         "rollouts",
         "envelopes",
@@ -77,10 +78,14 @@ def test_the_run_directory_holds_what_is_promised(finished, directory):
     overrides = [f"run_dir={run_dir}", "trainer.steps=2", *SMALL, *EVERY_STEP]
     assert load_config(run_dir / "config.yaml") == load_config(REPO / QUICKSTART, overrides)
     assert json.loads((run_dir / "environment.json").read_text())["layout"]["world_size"] == 2
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+    checkpoints = run_dir / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "best",
         "step_000001",
         "step_000002",
     ]
+    scores = {f"step_{r['eval/step']:06d}": r["eval/score"] for r in records(run_dir)}
+    assert scores[os.readlink(checkpoints / "best")] == max(scores.values())
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in run_dir.glob("figures/*"))
     assert len(list(run_dir.glob("figures/*.png"))) >= 4
     page = (run_dir / "report.html").read_text()

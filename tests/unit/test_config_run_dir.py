@@ -37,7 +37,8 @@ def test_it_writes_the_configuration_and_the_environment(config):
     text = (run_dir / "environment.json").read_text()
     assert json.loads(text)["packages"]["torch"] and json.loads(text)["layout"]["world_size"] == 1
     assert socket.gethostname() not in text
-    assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "environment.json"]
+    names = sorted(path.name for path in run_dir.iterdir())
+    assert names == ["config.yaml", "environment.json", "run.lock"]
 
 
 def test_an_empty_directory_is_taken_and_an_occupied_one_is_not(config, tmp_path):

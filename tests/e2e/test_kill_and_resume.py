@@ -1,0 +1,71 @@
+"""The quickstart, killed with SIGKILL at twenty moments, tells the story of an unbroken run."""
+
+import random
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from tests.e2e.runs import QUICKSTART, QUIET, Command, records, run
+
+KILLS = 20
+VICTIMS = ["command", "rank 1", "engine", "rank 0"]
+LAST_STEP = 40  # of the quickstart
+LONGEST_WAIT = 80.0  # seconds: through start-up, into the second checkpoint after it
+
+
+def start(directory, run_dir):
+    resume = ["--resume"] if run_dir.exists() else []
+    return Command(directory, "train", QUICKSTART, f"run_dir={run_dir}", *QUIET, *resume)
+
+
+def kill(command, who, wait):
+    """Once the victim is there, and `wait` is over; no process of the run must be left."""
+    try:
+        command.until(lambda: command.member(who))
+        wait()
+        command.until(lambda: command.member(who)).send_signal(signal.SIGKILL)
+        command.check_nothing_is_left()
+    finally:
+        command.end()
+    assert command.process.returncode != 0
+
+
+def moment(rng, command, run_dir, in_a_save):
+    """Wait for a random one, but no longer than the run has steps to do."""
+    if in_a_save:
+        command.until(lambda: list(run_dir.glob("checkpoints/.step_*.partial")), 600)
+        time.sleep(rng.uniform(0, 0.2))
+        return
+    end = time.monotonic() + rng.uniform(0, LONGEST_WAIT)
+    while time.monotonic() < end and len(records(run_dir)) < LAST_STEP - 1:
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path):
+    rng = random.Random(20)
+    run_dir = tmp_path / "killed"
+    for attempt in range(KILLS):
+        who, in_a_save = VICTIMS[attempt % len(VICTIMS)], attempt % 5 == 4
+        command = start(tmp_path, run_dir)
+        kill(command, who, partial(moment, rng, command, run_dir, in_a_save))
+        where = "in a save" if in_a_save else "at any moment"
+        last = max((path.name for path in run_dir.glob("checkpoints/step_*")), default="none")
+        print(f"{attempt}: {who} {where}, {len(records(run_dir))} steps, checkpoint {last}")
+    command = start(tmp_path, run_dir)
+    assert command.wait(900) == 0, command.text()
+    assert command.err == ""
+
+    arguments = ["train", QUICKSTART, f"run_dir={tmp_path}/unbroken", *QUIET]
+    unbroken = run(tmp_path, *arguments, seconds=900)
+    assert unbroken.process.returncode == 0, unbroken.text()
+    ours, theirs = records(run_dir), records(tmp_path / "unbroken")
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == list(range(LAST_STEP))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        differing = {key for key in one if one[key] != other[key]}
+        assert {k for k in differing if not k.startswith(("time/", "throughput/"))} == set()
+    weights = f"checkpoints/step_{LAST_STEP:06d}/hf/model.safetensors"
+    assert (run_dir / weights).read_bytes() == (tmp_path / "unbroken" / weights).read_bytes()
