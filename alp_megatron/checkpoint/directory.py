@@ -69,6 +69,8 @@ def _link_best(best: Path) -> None:
     temporary = best.with_name(f".{BEST}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(best.name)
+    if link.is_dir() and not link.is_symlink():  # a copy of the run that has followed links
+        shutil.rmtree(link)
     temporary.rename(link)
 
 

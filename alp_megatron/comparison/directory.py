@@ -31,7 +31,7 @@ def check_runs(trials: list[Trial], table_only: bool) -> None:
         if not path.is_file():
             continue
         wanted = flat(trial.config.model_dump())
-        newer = {key: value for key, value in defaults.items() if wanted.get(key) == value}
+        newer = {k: v for k, v in defaults.items() if k in wanted and wanted[k] == v}
         there = newer | flat(read_mapping(path))
         there["run_dir"] = wanted["run_dir"]  # a directory may have been moved
         strange = sorted(there.keys() ^ wanted.keys())

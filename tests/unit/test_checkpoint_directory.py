@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_of_equals_the_newer_is_the_best(made):
     run_dir = made({1: 0.5, 2: 0.5, 3: 0.1})
     retire(run_dir, keep=1, keep_best=True)
     assert steps(run_dir) == [2, 3]
+
+
+def test_a_copy_of_the_run_that_followed_the_link(made):
+    run_dir = made({1: 0.5, 2: 0.3})
+    shutil.copytree(run_dir / "checkpoints" / "step_000001", run_dir / "checkpoints" / "best")
+    retire(run_dir, keep=1, keep_best=True)
+    assert os.readlink(run_dir / "checkpoints" / "best") == "step_000001"
 
 
 def test_only_the_newest(made):

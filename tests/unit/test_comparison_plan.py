@@ -186,6 +186,13 @@ def test_an_older_run_is_tabulated_but_does_not_go_on(file, capsys):
     assert "another version of ALP-Megatron (rollout.weight_noise" in capsys.readouterr().err
 
 
+def test_a_run_with_a_part_that_is_off_by_default_is_tabulated(file, capsys):
+    path = file(set={"model.fp8.recipe": "tensorwise"})
+    member(path)
+    assert main(["compare", str(path), "--table-only"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
 def without(section, key):
     tree = load_config(REPO / QUICKSTART).model_dump()[section]
     del tree[key]
