@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alp_megatron.config.machine import cpu_model, installed_version
 from alp_megatron.diagnostics.files import write_atomic
+from benchmarks.checkpoint_save import checkpoint_save
 from benchmarks.conversion import conversion
 from benchmarks.noise_kernels import noise_kernels
 from benchmarks.rollout_throughput import rollout_throughput
@@ -36,6 +37,7 @@ def measure() -> list[Row]:
             *rows,
             *weight_sync(workers),
             *conversion(),
+            checkpoint_save(workers),
         ]
     finally:
         workers.close()

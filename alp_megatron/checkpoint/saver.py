@@ -5,20 +5,15 @@ rank 0's the policy as a Hugging Face model too. Collective calls stay on the ma
 that complete a checkpoint are made between two steps, when every rank's thread is done.
 """
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from safetensors import SafetensorError
 
 from alp_megatron.checkpoint.directory import (
     CHECKPOINTS,
@@ -28,10 +23,10 @@ from alp_megatron.checkpoint.directory import (
     retire,
 )
 from alp_megatron.checkpoint.manifest import describe, write_manifest
+from alp_megatron.checkpoint.space import check_free_space, writing
 from alp_megatron.checkpoint.state import METADATA, sharded_state
 from alp_megatron.checkpoint.writer import write_in_this_process
 from alp_megatron.diagnostics.files import write_atomic
-from alp_megatron.errors import UserError
 from alp_megatron.runtime.process_groups import from_every_rank
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
@@ -71,7 +66,7 @@ class CheckpointSaver:
         self.finish()
         final = self._run_dir / CHECKPOINTS / f"step_{step:06d}"
         partial = final.with_name(f".{final.name}.partial")
-        with _space_needed(partial):
+        with writing(partial):
             if dist.get_rank() == 0:
                 remove_leftovers(self._run_dir)
                 (partial / "state").mkdir(parents=True)
@@ -87,7 +82,8 @@ class CheckpointSaver:
         model, dtype = self._hf_model()
         own = sum(t.nbytes for _, _, (_, data) in buckets for _, t in data)
         nbytes = sum(from_every_rank(own + sum(tensor.nbytes for _, tensor in model)))
-        _check_free_space(partial, nbytes)
+        if dist.get_rank() == 0:
+            check_free_space(partial, nbytes)
 
         def write() -> dict[str, dict]:
             if buckets:
@@ -101,10 +97,9 @@ class CheckpointSaver:
         written = self._thread.submit(write)
         self._save = _Save(final, partial, nbytes, request.finalize_fns, written)
 
-    def poll(self) -> None:
-        """Make the checkpoint visible if every rank has written its part."""
-        if self._save and all(from_every_rank(self._save.written.done())):
-            self.finish()
+    def written(self) -> bool:
+        """Whether every rank has written its part, so that `finish` will not wait."""
+        return self._save is None or all(from_every_rank(self._save.written.done()))
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it visible.
@@ -117,7 +112,7 @@ class CheckpointSaver:
         if self._save is None:
             return
         save, self._save = self._save, None
-        with _space_needed(save.partial, save.nbytes):
+        with writing(save.partial, save.nbytes):
             described = from_every_rank(save.written.result())
             for complete in save.complete:
                 complete()
@@ -150,36 +145,3 @@ def _copied(buckets: list) -> list:
     if on_device:
         torch.cuda.synchronize()
     return copies
-
-
-def _check_free_space(partial: Path, nbytes: int) -> None:
-    """Before anything large is written. Raises UserError on rank 0."""
-    if dist.get_rank() == 0 and shutil.disk_usage(partial).free < nbytes:
-        raise _cannot_write(partial, nbytes, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-
-
-@contextmanager
-def _space_needed(partial: Path, nbytes: int | None = None) -> Iterator[None]:
-    """A disk that is full, which shows as many kinds of error, becomes one sentence."""
-    try:
-        yield
-    except (SafetensorError, OSError, RuntimeError) as error:
-        # torch.save's zip writer has no error of its own.
-        if type(error) is RuntimeError and "inline_container" not in str(error):
-            raise
-        raise _cannot_write(partial, nbytes, error) from error
-
-
-def _cannot_write(partial: Path, nbytes: int | None, error: Exception) -> UserError:
-    shutil.rmtree(partial, ignore_errors=True)
-    run_dir = partial.parents[1]
-    free = shutil.disk_usage(run_dir).free / 1e6
-    needed = f"it needs {nbytes / 1e6:.1f} MB, " if nbytes else ""
-    why, mend = "", "free some space"
-    if isinstance(error, OSError) and error.strerror:
-        why = f"{error.strerror}; "
-        mend = mend if error.errno == errno.ENOSPC else "make it writable"
-    return UserError(
-        f"{partial.parent}: a checkpoint cannot be written ({why}{needed}{free:.1f} MB are free "
-        f"without it): {mend} and continue with --resume."
-    )

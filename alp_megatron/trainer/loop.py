@@ -71,8 +71,8 @@ def train(run: Run) -> bool:
         stop = synced and not last and stop_requested(run.run_dir)
         if done % config.trainer.save_interval == 0 or last or stop:
             saver.start(done, run.counters())
-        else:
-            saver.poll()
+        elif saver.written():
+            saver.finish()
         if stop:
             saver.finish()
             if run.output:

@@ -1,0 +1,51 @@
+"""What the training processes do for the measure of checkpoints."""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from alp_megatron.checkpoint.saver import CheckpointSaver
+from alp_megatron.checkpoint.state import METADATA, sharded_state
+from alp_megatron.trainer.learner import Learner
+from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.save_hf import save_hf
+
+
+def save_seconds(config, rank, directory: str, rounds: int) -> dict:
+    """Seconds that the main thread is held up by a save beside the training (`start`, `finish`),
+    and by a `synchronous` one, in turn; the first round warms up."""
+    learner = Learner(config, rank.device)
+    sharded_state(learner, loading=True)  # the optimizer's moments, which its first step makes
+    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    run_dir, plain = Path(directory) / "run", Path(directory) / "plain"
+    saver = CheckpointSaver(run_dir, learner, plan)
+    seconds: dict[str, list[float]] = {"start": [], "finish": [], "synchronous": []}
+    for step in range(rounds + 1):
+        seconds["start"].append(_seconds(lambda step=step: saver.start(step, {})))
+        while not saver.written():
+            time.sleep(0.1)  # where the training's next steps would be
+        seconds["finish"].append(_seconds(saver.finish))
+        if rank.is_first:
+            (plain / "state").mkdir(parents=True)
+        seconds["synchronous"].append(_seconds(lambda: _save_at_once(learner, plan, plain)))
+        if rank.is_first:
+            shutil.rmtree(plain)
+    size = sum(p.stat().st_size for p in run_dir.rglob("*") if p.is_file())
+    return {name: values[1:] for name, values in seconds.items()} | {"bytes": size}
+
+
+def _save_at_once(learner: Learner, plan: ExportPlan, directory: Path) -> None:
+    state = sharded_state(learner, loading=False)
+    dist_checkpointing.save(state, str(directory / "state"), content_metadata=METADATA)
+    save_hf(plan, learner.config.model.path, directory / "hf", learner.rollout_dtype)
+
+
+def _seconds(action) -> float:
+    dist.barrier()
+    started = time.perf_counter()
+    action()
+    dist.barrier()
+    return time.perf_counter() - started

@@ -1,0 +1,49 @@
+"""What a checkpoint costs the training, against a synchronous save of the same bytes."""
+
+import tempfile
+
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.row import Row, compare
+from benchmarks.setting import quickstart
+from tests.distributed.workers import Workers
+from tests.models import make_model
+
+# 0.1 B parameters: with the optimizer's states more than a gigabyte, all of it in the page cache.
+SHAPE = dict(
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    vocab_size=65536,
+    max_position_embeddings=512,
+)
+ROUNDS = 7
+
+
+def checkpoint_save(workers: Workers) -> Row:
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as directory:
+        config = quickstart()
+        config.model.path = make_model(f"{directory}/model", dtype="bfloat16", **SHAPE)
+        config.trainer.keep_checkpoints = 1
+        result = workers.run(
+            "benchmarks.checkpoint_jobs:save_seconds",
+            config,
+            world_size=2,
+            directory=directory,
+            rounds=ROUNDS,
+        )[0]
+    stall = [s + f for s, f in zip(result["start"], result["finish"], strict=True)]
+    return Row(
+        "checkpoint: the training's stall",
+        "s",
+        **compare(stall, result["synchronous"]),
+        reference_name="dist_checkpointing.save and the Hugging Face export on the main thread, "
+        "without a manifest",
+        note=f"{result['bytes'] / 1e6:.0f} MB from TP 2, {ROUNDS} rounds. The stall is the copy in "
+        f"memory ({min(result['start']):.2f} s at best) and, steps later, metadata, manifest and "
+        f"rename ({min(result['finish']):.2f} s at best); the files are written and summed up "
+        "meanwhile, on cores that the training would use too.",
+    )
