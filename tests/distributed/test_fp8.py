@@ -83,11 +83,13 @@ def test_gradients_agree_under_tensor_parallelism(
 ):
     """Sums are made in another order: a value that changes by 1e-7 of itself may round to the
     neighbouring FP8 number, 6 % away. Measured: 0.003 on average and 0.014 at most for the
-    per-tensor recipes, 4e-7 at most for the others."""
+    per-tensor recipes, 4e-7 at most for the others, which no such change of a scale reaches."""
     ours = gradients(workers, wide_model, layout)
     for recipe in RECIPES:
         error = errors(ours[recipe], one_process[recipe])
         assert np.mean(error) < mean and max(error) < largest, recipe
+        if recipe in ("blockwise", "mxfp8"):
+            assert max(error) < 1e-5, recipe
 
 
 @pytest.mark.parametrize("layout, largest", [("pp2", 1e-5), ("recompute-full", 0.0)])

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as proof
+from benchmarks.gpu.fp8 import emulated_products
 from benchmarks.gpu.part import Found, Goal, Skip, need
 from tests.distributed.layouts import config_for
+from tests.distributed.test_fp8 import RECIPES, reference_products
 from tests.models import make_model
 
 REPO = Path(__file__).parents[2]
@@ -55,6 +58,19 @@ def test_a_layer_reads_the_key_of_its_plan(workers, tmp_path):
     first, other, again = workers.run("tests.distributed.jobs:layer_under_keys", config, 1)[0]
     for before, expected, found in zip(first, other, again, strict=True):
         assert torch.equal(found, expected) and not torch.equal(found, before)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_proof_s_emulation_equals_float64(recipe):
+    rng = np.random.default_rng(9)
+    operands = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"x": (256, 384), "w": (128, 384), "g": (256, 128)}.items()
+    }
+    ours = emulated_products(recipe, **{n: torch.from_numpy(a) for n, a in operands.items()})
+    expected = reference_products(recipe, **operands)
+    for name, matrix in zip(("y", "dx", "dw"), expected, strict=True):
+        np.testing.assert_allclose(ours[name], matrix, rtol=0, atol=2e-6 * np.abs(matrix).max())
 
 
 @pytest.mark.parametrize("value, met", [(1.0, True), (1.1, False), (float("nan"), False)])
