@@ -7,7 +7,7 @@ from typing import Any
 from alp_megatron.comparison.config import ComparisonConfig
 from alp_megatron.comparison.trials import Trial
 from alp_megatron.config.flat import flat
-from alp_megatron.config.schema import Config, ModelConfig
+from alp_megatron.config.schema import Config, Fp8Config, ModelConfig
 from alp_megatron.config.yaml_io import dump_yaml, read_mapping
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.errors import UserError
@@ -25,7 +25,7 @@ def check_runs(trials: list[Trial], table_only: bool) -> None:
     Raises:
         UserError: naming the first directory where a key differs or is of another version.
     """
-    defaults = flat(Config(model=ModelConfig(path="")).model_dump()) if table_only else {}
+    defaults = _defaults() if table_only else {}
     for trial in trials:
         path = trial.run_dir / "config.yaml"
         if not path.is_file():
@@ -48,6 +48,12 @@ def check_runs(trials: list[Trial], table_only: bool) -> None:
                 f"'{trial.member.name}': {path} has {key}={_shown(there[key])} where the "
                 f"comparison has {_shown(wanted[key])}: restore it, or choose another compare_dir."
             )
+
+
+def _defaults() -> dict[str, Any]:
+    """Of every key, those of a section that is off by default too."""
+    models = ModelConfig(path=""), ModelConfig(path="", fp8=Fp8Config())
+    return {k: v for model in models for k, v in flat(Config(model=model).model_dump()).items()}
 
 
 def check_definitions(comparison: ComparisonConfig) -> None:

@@ -187,8 +187,11 @@ def test_an_older_run_is_tabulated_but_does_not_go_on(file, capsys):
 
 
 def test_a_run_with_a_part_that_is_off_by_default_is_tabulated(file, capsys):
+    """Also if it is older than a key of that part."""
     path = file(set={"model.fp8.recipe": "tensorwise"})
-    member(path)
+    model = load_config(REPO / QUICKSTART, ["model.fp8.recipe=tensorwise"]).model_dump()["model"]
+    del model["fp8"]["param_gather"]
+    member(path, model=model)
     assert main(["compare", str(path), "--table-only"]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
