@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from math import gcd
 from pathlib import Path
 
+from alp_megatron.checkpoint.manifest import damage
 from alp_megatron.comparison.methods import NAMES, named_values
 from alp_megatron.config.layout import data_parallel_size
 from alp_megatron.config.load import load_config
@@ -112,6 +113,8 @@ def _check_checkpoint(checkpoint: Path, config: Config) -> None:
                 f"--from {checkpoint} is no checkpoint of a run ({part} is missing): give a "
                 "directory such as RUN/checkpoints/step_000010."
             )
+    if fault := damage(checkpoint):
+        raise UserError(f"--from {checkpoint} is damaged ({fault}): give another checkpoint.")
     if read_model_shape(str(checkpoint / "hf")) != read_model_shape(config.model.path):
         raise UserError(
             f"--from {checkpoint} is of another model than model.path={config.model.path}: set "

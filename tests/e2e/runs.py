@@ -107,13 +107,17 @@ class Command:
 
     def check_nothing_is_left(self, seconds: float = 30) -> None:
         """No process and no shared memory of the run after `seconds` at most."""
+        self.check_no_process_is_left(seconds)
+        deadline = time.monotonic() + seconds
+        while (lost := self._lost_shared_memory()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not lost
+
+    def check_no_process_is_left(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while (left := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not left, [process.cmdline() for process in left]
-        while (lost := self._lost_shared_memory()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not lost
 
     def _lost_shared_memory(self) -> set[str]:
         """Made since the start, and no process's: another program of the machine has its own."""

@@ -26,7 +26,7 @@ def kill(command, who, wait):
         command.until(lambda: command.member(who))
         wait()
         command.until(lambda: command.member(who)).send_signal(signal.SIGKILL)
-        command.check_nothing_is_left()
+        command.check_no_process_is_left()
     finally:
         command.end()
     assert command.process.returncode != 0
