@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from alp_megatron.checkpoint.manifest import write_manifest
 from alp_megatron.cli import main
 from alp_megatron.config.load import load_config
 from alp_megatron.diagnostics.token_ratios import TokenRatios
@@ -82,9 +83,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (checkpoint / "counters.json").write_text("{}")
     shape = json.loads(Path("configs/models/arithmetic/config.json").read_text())
     (checkpoint / "hf" / "config.json").write_text(json.dumps(shape))
+    write_manifest(checkpoint, {})
     assert make(tmp_path / "probe", start=str(checkpoint)).start == checkpoint
     shape["num_hidden_layers"] += 1
     (checkpoint / "hf" / "config.json").write_text(json.dumps(shape))
+    with pytest.raises(UserError, match="is damaged .hf/config.json is not what was written"):
+        make(tmp_path / "probe", start=str(checkpoint))
+    write_manifest(checkpoint, {})
     with pytest.raises(UserError, match="is of another model than model.path="):
         make(tmp_path / "probe", start=str(checkpoint))
 
