@@ -35,7 +35,8 @@ def test_a_server_dies_a_node_dies_the_run_ends(slurm, tmp_path):
     run_dir = tmp_path / "a run"
     job = submit(slurm, run_dir, "cluster.rollout.nodes=2", "trainer.steps=1000000")
     until_a_new_checkpoint(slurm, job, run_dir)
-    assert "nodes n[1-2] + n[3-4]" in launch(slurm, "status", run_dir).stdout
+    status = launch(slurm, "status", run_dir).stdout
+    assert f": running, job {job}, nodes n[1-2] + n[3-4], step" in status
     ranks = [p.environ() for p in slurm.processes(job) if "RANK" in p.environ()]
     assert {e["RANK"]: e["SLURMD_NODENAME"] for e in ranks} == {"0": "n1", "1": "n2"}
     assert servers(slurm, job).keys() == {"n3", "n4"}

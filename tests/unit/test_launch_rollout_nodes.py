@@ -11,6 +11,7 @@ from launch.cluster import load_cluster
 from launch.render import render
 from launch.rollout_server import own_gpu
 from launch.run_config import run_config
+from launch.slurm import active_jobs
 from tests.batch_scripts import CPU, H100, QUICKSTART, bash_accepts, directives
 
 
@@ -110,3 +111,13 @@ def test_a_server_has_one_of_its_nodes_gpus():
     given = {"CUDA_VISIBLE_DEVICES": "4,5,6", "SLURM_LOCALID": "2"}
     assert own_gpu(given) == {"CUDA_VISIBLE_DEVICES": "6"}
     assert own_gpu({"SLURM_LOCALID": "0"}) == {}
+
+
+def test_a_heterogeneous_job_is_one_job(tmp_path, monkeypatch):
+    """`squeue` lists its components, in no order."""
+    squeue = tmp_path / "squeue"
+    said = "12+1 PENDING\n12+0 RUNNING\n13_2 PENDING\n7 RUNNING"
+    squeue.write_text(f"#!/bin/sh\necho '{said}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert active_jobs() == {"12": "RUNNING", "13_2": "PENDING", "7": "RUNNING"}
