@@ -1,6 +1,7 @@
 """The quickstart, killed with SIGKILL at twenty moments, tells the story of an unbroken run."""
 
 import random
+import re
 import signal
 import time
 from functools import partial
@@ -12,7 +13,7 @@ from tests.e2e.runs import QUICKSTART, QUIET, Command, records, run
 KILLS = 20
 VICTIMS = ["command", "rank 1", "engine", "rank 0"]
 LAST_STEP = 40  # of the quickstart
-LONGEST_WAIT = 80.0  # seconds: through start-up, into the second checkpoint after it
+MOST_STEPS = 14  # that a run makes before it is killed; every tenth is saved
 
 
 def start(directory, run_dir):
@@ -33,14 +34,31 @@ def kill(command, who, wait):
 
 
 def moment(rng, command, run_dir, in_a_save):
-    """Wait for a random one, but no longer than the run has steps to do."""
+    """Wait for a random one: in start-up, some steps later, or in the next save; but no longer
+    than the run has steps to do."""
+    partials = set(partial_saves(run_dir))
+    steps = rng.randint(0, MOST_STEPS)
     if in_a_save:
-        command.until(lambda: list(run_dir.glob("checkpoints/.step_*.partial")), 600)
+        command.until(lambda: set(partial_saves(run_dir)) - partials, 900)
         time.sleep(rng.uniform(0, 0.2))
-        return
-    end = time.monotonic() + rng.uniform(0, LONGEST_WAIT)
-    while time.monotonic() < end and len(records(run_dir)) < LAST_STEP - 1:
-        time.sleep(0.05)
+    elif steps == 0:
+        time.sleep(rng.uniform(0, 20))
+    else:
+        begun = command.until(lambda: resumed_at(command, run_dir), 300)[0]
+        until = min(begun + steps, LAST_STEP - 1)
+        command.until(lambda: len(records(run_dir)) >= until, 900)
+        time.sleep(rng.uniform(0, 3))
+
+
+def partial_saves(run_dir):
+    """With their inodes: a killed save's directory is removed and made anew."""
+    return [(p, p.stat().st_ino) for p in run_dir.glob("checkpoints/.step_*.partial") if p.exists()]
+
+
+def resumed_at(command, run_dir):
+    """(steps made before,) when the run has said so."""
+    found = re.search(r"resumed after step (\d+)|base score", command.out)
+    return found and (int(found[1] or 0),)
 
 
 @pytest.mark.slow
