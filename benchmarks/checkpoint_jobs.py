@@ -16,14 +16,18 @@ from alp_megatron.weights.save_hf import save_hf
 
 def save_seconds(config, rank, directory: str, rounds: int) -> dict:
     """Seconds that the main thread is held up by a save beside the training (`start`, `finish`),
-    and by a `synchronous` one, in turn; the first round warms up."""
+    and by a `synchronous` one, in turn; the first round warms up. `collect` is the part of either
+    in which Megatron brings the optimizer's state into the form that any layout reads."""
     learner = Learner(config, rank.device)
     sharded_state(learner, loading=True)  # the optimizer's moments, which its first step makes
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
     run_dir, plain = Path(directory) / "run", Path(directory) / "plain"
     saver = CheckpointSaver(run_dir, learner, plan)
-    seconds: dict[str, list[float]] = {"start": [], "finish": [], "synchronous": []}
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("collect", "start", "finish", "synchronous")
+    }
     for step in range(rounds + 1):
+        seconds["collect"].append(_seconds(lambda: sharded_state(learner, loading=False)))
         seconds["start"].append(_seconds(lambda step=step: saver.start(step, {})))
         while not saver.written():
             time.sleep(0.1)  # where the training's next steps would be

@@ -1,6 +1,7 @@
 """What a checkpoint costs the training, against a synchronous save of the same bytes."""
 
 import tempfile
+from statistics import median
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,8 +43,8 @@ def checkpoint_save(workers: Workers) -> Row:
         **compare(stall, result["synchronous"]),
         reference_name="dist_checkpointing.save and the Hugging Face export on the main thread, "
         "without a manifest",
-        note=f"{result['bytes'] / 1e6:.0f} MB from TP 2, {ROUNDS} rounds. The stall is the copy in "
-        f"memory ({min(result['start']):.2f} s at best) and, steps later, metadata, manifest and "
-        f"rename ({min(result['finish']):.2f} s at best); the files are written and summed up "
-        "meanwhile, on cores that the training would use too.",
+        note=f"{result['bytes'] / 1e6:.0f} MB from TP 2, {ROUNDS} rounds. The stall is a copy in "
+        f"memory ({median(result['start']):.2f} s) and, steps later, metadata, manifest and rename "
+        f"({median(result['finish']):.2f} s); the files are written meanwhile. Of both sides "
+        f"{median(result['collect']):.2f} s are Megatron's collection of the optimizer's state.",
     )
