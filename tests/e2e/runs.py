@@ -8,10 +8,11 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from tests import shared_memory
 
 REPO = Path(__file__).parents[2]
 QUICKSTART = "configs/quickstart.yaml"
@@ -37,7 +38,7 @@ class Command:
     def __init__(self, directory: Path, *arguments: str, **environment: str):
         self.mark = uuid.uuid4().hex
         self._out, self._err = (directory / f"{self.mark}.{end}" for end in ("out", "err"))
-        self.shared_memory = set(os.listdir("/dev/shm"))
+        self.shared_memory = shared_memory.names()
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "alp_megatron.cli", *map(str, arguments)],
@@ -109,26 +110,15 @@ class Command:
         """No process and no shared memory of the run after `seconds` at most."""
         self.check_no_process_is_left(seconds)
         deadline = time.monotonic() + seconds
-        while (lost := self._lost_shared_memory()) and time.monotonic() < deadline:
+        while (left := shared_memory.lost(self.shared_memory)) and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert not lost
+        assert not left
 
     def check_no_process_is_left(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while (left := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not left, [process.cmdline() for process in left]
-
-    def _lost_shared_memory(self) -> set[str]:
-        """Made since the start, and no process's: another program of the machine has its own."""
-        new = set(os.listdir("/dev/shm")) - self.shared_memory
-        if not new:
-            return new
-        mapped = ""
-        for maps in Path("/proc").glob("[0-9]*/maps"):
-            with suppress(OSError):
-                mapped += maps.read_text()
-        return {name for name in new if f"/dev/shm/{name}" not in mapped}
 
     def end(self) -> None:
         """Kill whatever still lives, also after a failed test."""

@@ -19,6 +19,7 @@ from alp_megatron.rollout.sampling import to_trajectories
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.rollout.vllm_engine import VllmEngine
 from alp_megatron.weights.digest import digest
+from tests import shared_memory
 
 MAX_LEN = 48
 PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]
@@ -80,10 +81,6 @@ class Case:
         self.client.communicate()
 
 
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
-
-
 # As in a worker of torchrun: an engine that believed it would wait for the other rank.
 TORCHRUN = {
     "RANK": "1",
@@ -96,7 +93,7 @@ TORCHRUN = {
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    before = shared_memory()
+    before = shared_memory.names()
     made = {}
     try:
         with pytest.MonkeyPatch.context() as environment:
@@ -108,7 +105,7 @@ def cases(tmp_path_factory):
     finally:
         for case in made.values():
             case.close()
-    assert shared_memory() <= before
+    assert not shared_memory.lost(before)
 
 
 @pytest.fixture(params=CASES)
