@@ -11,42 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_engine import MAX_LEN, SEQUENCES, start
 from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
 from alp_megatron.rollout.sampling import to_trajectories
-from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.rollout.vllm_engine import VllmEngine
 from alp_megatron.weights.digest import digest
 from tests import shared_memory
 
-MAX_LEN = 48
 PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]
-SEQUENCES = [[2, 3, 4, 9, 11], [7, 7, 8], [(5 * i) % 64 for i in range(MAX_LEN)]]
 CASES = {"float32 tied": ("float32", True), "bfloat16 untied": ("bfloat16", False)}
-
-
-def start(model_dir: str, dtype: str, directory: Path) -> VllmEngine:
-    settings = EngineSettings(
-        model_dir=model_dir,
-        device="cpu",
-        dtype=dtype,
-        max_model_len=MAX_LEN,
-        cpu_kv_cache_mib=16,
-        gpu_memory_utilization=0.4,
-        cpu_threads=1,
-        seed=0,
-    )
-    # A buffer smaller than the largest tensor: the updates go in pieces.
-    return VllmEngine(settings, directory / "vllm.log", buffer_bytes=8192)
 
 
 # A client in a process of its own, to be killed while its engine works.
 CLIENT = """
 import json, sys
 from pathlib import Path
-from test_vllm_engine import SEQUENCES, start
+from tiny_engine import SEQUENCES, start
 model_dir, dtype = sys.argv[1:]
 engine = start(model_dir, dtype, Path(model_dir))
 scores = engine.score(SEQUENCES)
