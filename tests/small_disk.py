@@ -13,8 +13,12 @@ import pytest
 def small_disk_at(place: Path, size: str) -> Iterator[Path]:
     """A tmpfs of `size` (as mount writes it: 384k, 90m) at a directory that this makes."""
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a file system here")
+    mount("-t", "tmpfs", "-o", f"size={size}", "none", place)
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def mount(*words: str | Path) -> None:
+    """`mount WORDS`; skips the test where that is not allowed."""
+    if os.geteuid() != 0 or subprocess.run(["mount", *words], capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a file system here")

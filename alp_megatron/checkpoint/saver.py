@@ -89,7 +89,7 @@ class CheckpointSaver:
             if buckets:
                 request.async_fn(request.async_fn_args[0], buckets, request.async_fn_args[2])
             if model:
-                write_model(iter(model), self._source, partial / "hf", dtype)
+                write_model(model, self._source, partial / "hf", dtype)
             files = [Path(path) for path, _, _ in buckets]
             files += (partial / "hf").iterdir() if model else []
             return {str(path.relative_to(partial)): describe(path) for path in files}

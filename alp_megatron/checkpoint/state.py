@@ -19,8 +19,7 @@ def load_checkpoint(directory: Path, learner: Learner) -> dict:
     """Fill weights, s_l, optimizer and schedule; returns the counters. Collective."""
     _check_amax_history(directory, learner)
     state = dist_checkpointing.load(sharded_state(learner, loading=True), str(directory / "state"))
-    for index, chunk in enumerate(learner.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+    _fill(learner.chunks, state)
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scheduler.load_state_dict(state["scheduler"])
     return json.loads((directory / COUNTERS).read_text())
@@ -28,7 +27,10 @@ def load_checkpoint(directory: Path, learner: Learner) -> dict:
 
 def load_weights(directory: Path, chunks: list) -> None:
     """Fill the weights and s_l alone, for a new optimizer. Collective."""
-    state = dist_checkpointing.load(_sharded_model(chunks), str(directory / "state"))
+    _fill(chunks, dist_checkpointing.load(_sharded_model(chunks), str(directory / "state")))
+
+
+def _fill(chunks: list, state: dict) -> None:
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{index}"])
 

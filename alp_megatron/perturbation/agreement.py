@@ -4,6 +4,7 @@ import torch.distributed as dist
 
 from alp_megatron.errors import UserError
 from alp_megatron.perturbation.key import NoiseKey
+from alp_megatron.runtime.process_groups import from_every_rank
 
 
 def assert_keys_agree(key: NoiseKey, group: dist.ProcessGroup | None = None) -> None:
@@ -12,8 +13,7 @@ def assert_keys_agree(key: NoiseKey, group: dist.ProcessGroup | None = None) -> 
     Call it at the start and at each resume: ranks of a tensor-parallel group with different
     keys would train on inconsistent hidden states without any other sign.
     """
-    held: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(held, (dist.get_rank(), key.seed, key.step, key.update), group=group)
+    held = from_every_rank((dist.get_rank(), key.seed, key.step, key.update), group)
     ranks_of: dict[NoiseKey, list[int]] = {}
     for rank, *fields in held:
         ranks_of.setdefault(NoiseKey(*fields), []).append(rank)

@@ -67,8 +67,9 @@ def from_first_rank(value):
     return holder[0]
 
 
-def from_every_rank(value) -> list:
-    """The values of all ranks (of any picklable kind), by rank. Collective."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+def from_every_rank(value, group: dist.ProcessGroup | None = None) -> list:
+    """The values of all ranks of the group (of any picklable kind), by rank; None: of the whole
+    run. Collective."""
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values

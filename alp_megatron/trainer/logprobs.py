@@ -1,12 +1,12 @@
 """Log-probabilities of given tokens under the policy, over the whole run's ranks."""
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
 from alp_megatron.model.microbatch import MicroBatch, Sequence
 from alp_megatron.perturbation import NoiseKey, perturbation
+from alp_megatron.runtime.process_groups import from_every_rank
 from alp_megatron.trainer.learner import Learner
 
 
@@ -47,6 +47,4 @@ def replica_microbatches(learner: Learner, sequences: list[Sequence]) -> list[Mi
 def gather_from_replicas(kept: list) -> list:
     """What the last pipeline stages kept, once for each replica, on every rank."""
     speaks = parallel_state.get_tensor_model_parallel_rank() == 0
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, kept if speaks else [])
-    return [item for part in everyone for item in part]
+    return [item for part in from_every_rank(kept if speaks else []) for item in part]

@@ -2,8 +2,9 @@
 
 import math
 
-import torch.distributed as dist
 from megatron.core import parallel_state
+
+from alp_megatron.runtime.process_groups import from_every_rank
 
 
 def sigmas(chunks: list, sigma0: float) -> list[float]:
@@ -19,7 +20,6 @@ def sigmas(chunks: list, sigma0: float) -> list[float]:
         for layer in chunk.decoder.layers
     }
     group = parallel_state.get_pipeline_model_parallel_group()
-    stages: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(stages, mine, group=group)
+    stages = from_every_rank(mine, group)
     everywhere = {number: sigma for stage in stages for number, sigma in stage.items()}
     return [everywhere[number] for number in sorted(everywhere)]

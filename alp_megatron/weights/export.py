@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
+from alp_megatron.runtime.process_groups import from_every_rank
 from alp_megatron.weights.export_plan import Entry, Part, buckets_of, entries_of
 from alp_megatron.weights.layouts import split, unshard
 from alp_megatron.weights.mapping import rules_of_chunk
@@ -36,8 +37,7 @@ class ExportPlan:
         self._device = next(chunks[0].parameters()).device
         # Two, used in turn: one travels while the other is filled or read.
         self._spaces = [torch.empty(0, dtype=torch.uint8, device=self._device) for _ in range(2)]
-        held: list = [None] * dist.get_world_size()
-        dist.all_gather_object(held, list(self._held(chunks, model_type)))
+        held = from_every_rank(list(self._held(chunks, model_type)))
         self.entries = entries_of([part for of_rank in held for part in of_rank])
 
     def _held(self, chunks: list, model_type: str) -> Iterator[Part]:

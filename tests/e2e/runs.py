@@ -149,6 +149,26 @@ def records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+_TIMED = ("time/", "throughput/")  # what a clock says
+
+
+def untimed(run_dir: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if not k.startswith(_TIMED)} for r in records(run_dir)]
+
+
+def check_same_steps(run_dir: Path, other_dir: Path) -> None:
+    """Two runs' records have the same metrics, and the same values but for what a clock says."""
+    for one, other in zip(records(run_dir), records(other_dir), strict=True):
+        assert one.keys() == other.keys()
+        differing = {key for key in one if one[key] != other[key]}
+        assert {key for key in differing if not key.startswith(_TIMED)} == set()
+
+
+def last_checkpoint(run_dir: Path) -> int:
+    """The step of the newest one, 0 if there is none."""
+    return max((int(path.name[5:]) for path in run_dir.glob("checkpoints/step_*")), default=0)
+
+
 def the_sentence(command: Command) -> str:
     """The command's one `error: ...` line, which is all that it says on stderr."""
     lines = command.err.splitlines()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.e2e.runs import BASE_MODEL, QUICKSTART, REPO, Command, records, run
+from tests.e2e.runs import BASE_MODEL, QUICKSTART, REPO, Command, records, run, untimed
 
 SETTINGS = {
     "model.path": str(BASE_MODEL),
@@ -38,15 +38,6 @@ def comparison(directory):
     }
     path.write_text(json.dumps(tree))
     return path
-
-
-def numbers(root, index):
-    """Everything in a run's metrics but what a clock says."""
-    timed = ("time/", "throughput/")
-    return [
-        {key: value for key, value in record.items() if not key.startswith(timed)}
-        for record in records(root / f"{index:04d}")
-    ]
 
 
 def measures(root):
@@ -85,8 +76,9 @@ def test_killed_and_started_again(tmp_path):
     finally:
         unbroken.end()
     for index in range(2):
-        assert len(numbers(whole / "out", index)) == 3
-        assert numbers(broken / "out", index) == numbers(whole / "out", index)
+        ours, theirs = (untimed(root / "out" / f"{index:04d}") for root in (broken, whole))
+        assert len(theirs) == 3
+        assert ours == theirs
     assert measures(broken / "out") == measures(whole / "out")
     assert "| alp " in again.out
     figures = sorted(path.name for path in (broken / "out" / "figures").iterdir())

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.e2e.runs import QUIET, Command, records, run, the_sentence, train_arguments
+from tests.e2e.runs import QUIET, Command, records, run, the_sentence, train_arguments, untimed
+from tests.small_disk import mount
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +41,6 @@ def gone_on(finished):
 def resume(run_dir):
     arguments = train_arguments(run_dir, STEPS + 1, *EVERY_STEP, "--resume")
     return run(run_dir.parent, *arguments)
-
-
-def untimed(run_dir):
-    timed = ("time/", "throughput/")
-    return [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records(run_dir)]
 
 
 def truncated(checkpoint):
@@ -99,8 +95,8 @@ def test_a_directory_that_becomes_read_only(tmp_path):
     command = Command(tmp_path, *train_arguments(run_dir, 10**6, *EVERY_STEP))
     try:
         command.until(lambda: any(checkpoints.glob("step_*")))
-        mount(["mount", "--bind", checkpoints, checkpoints])
-        mount(["mount", "-o", "remount,bind,ro", checkpoints])
+        mount("--bind", checkpoints, checkpoints)
+        mount("-o", "remount,bind,ro", checkpoints)
         assert command.wait(120) == 2, command.text()
         sentence = the_sentence(command)
         assert f"{checkpoints} is read-only" in sentence and "continue with --resume" in sentence
@@ -114,11 +110,6 @@ def test_a_directory_that_becomes_read_only(tmp_path):
     )
     assert again.process.returncode == 0 and again.err == "", again.text()
     assert f"resumed after step {int(last.name[5:])}" in again.out
-
-
-def mount(words):
-    if subprocess.run(words, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a file system here")
 
 
 def test_two_runs_in_one_directory(tmp_path):

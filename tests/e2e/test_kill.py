@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
 from alp_megatron.checkpoint.manifest import damage
-from tests.e2e.runs import QUIET, Command, records, train_arguments
+from tests.e2e.runs import QUIET, Command, last_checkpoint, records, train_arguments
 
 VICTIMS = ["command", "rank 1", "engine", "rank 0"]
 
@@ -68,7 +68,7 @@ class LongRun:
         return len(records(self.run_dir))
 
     def last_checkpoint(self):
-        return max((int(p.name[5:]) for p in self.run_dir.glob("checkpoints/step_*")), default=0)
+        return last_checkpoint(self.run_dir)
 
     def until_steps_go(self):
         """A checkpoint was made since the start."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.runs import QUIET, Command, records, train_arguments
+from tests.e2e.runs import QUIET, Command, train_arguments, untimed
 
 pytestmark = pytest.mark.slow
 
@@ -21,8 +21,7 @@ def finished(tmp_path, run_dir, *extra):
         assert command.wait(400) == 0, command.text()
     finally:
         command.end()
-    timed = ("time/", "throughput/")
-    return [{k: v for k, v in r.items() if not k.startswith(timed)} for r in records(run_dir)]
+    return untimed(run_dir)
 
 
 def test_lag_and_noise_show_and_a_resumed_run_is_the_same(tmp_path):
