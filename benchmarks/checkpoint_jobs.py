@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from alp_megatron.checkpoint.saver import CheckpointSaver
-from alp_megatron.checkpoint.state import METADATA, sharded_state
+from alp_megatron.checkpoint.state import metadata, sharded_state
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.save_hf import save_hf
@@ -19,7 +19,8 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
     and by a `synchronous` one, in turn; the first round warms up. `collect` is the part of either
     in which Megatron brings the optimizer's state into the form that any layout reads."""
     learner = Learner(config, rank.device)
-    sharded_state(learner, loading=True)  # the optimizer's moments, which its first step makes
+    form = metadata(config)
+    sharded_state(learner, form, loading=True)  # makes the optimizer's moments, as a step would
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
     run_dir, plain = Path(directory) / "run", Path(directory) / "plain"
     saver = CheckpointSaver(run_dir, learner, plan)
@@ -27,7 +28,7 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
         name: [] for name in ("collect", "start", "finish", "synchronous")
     }
     for step in range(rounds + 1):
-        seconds["collect"].append(_seconds(lambda: sharded_state(learner, loading=False)))
+        seconds["collect"].append(_seconds(lambda: sharded_state(learner, form, loading=False)))
         seconds["start"].append(_seconds(lambda step=step: saver.start(step, {})))
         while not saver.written():
             time.sleep(0.1)  # where the training's next steps would be
@@ -42,8 +43,9 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
 
 
 def _save_at_once(learner: Learner, plan: ExportPlan, directory: Path) -> None:
-    state = sharded_state(learner, loading=False)
-    dist_checkpointing.save(state, str(directory / "state"), content_metadata=METADATA)
+    form = metadata(learner.config)
+    state = sharded_state(learner, form, loading=False)
+    dist_checkpointing.save(state, str(directory / "state"), content_metadata=form)
     save_hf(plan, learner.config.model.path, directory / "hf", learner.rollout_dtype)
 
 

@@ -6,14 +6,18 @@ that complete a checkpoint are made between two steps, when every rank's thread 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelSaveStrategyWrapper,
+)
 
 from alp_megatron.checkpoint.directory import (
     CHECKPOINTS,
@@ -24,11 +28,12 @@ from alp_megatron.checkpoint.directory import (
 )
 from alp_megatron.checkpoint.manifest import describe, write_manifest
 from alp_megatron.checkpoint.space import check_free_space, writing
-from alp_megatron.checkpoint.state import METADATA, sharded_state
+from alp_megatron.checkpoint.state import metadata, sharded_state
 from alp_megatron.checkpoint.writer import write_in_this_process
 from alp_megatron.diagnostics.files import write_atomic
 from alp_megatron.runtime.process_groups import from_every_rank
 from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.optimizer import chained
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.save_hf import export_dtype, write_model
 
@@ -52,6 +57,11 @@ class CheckpointSaver:
     def __init__(self, run_dir: Path, learner: Learner, plan: ExportPlan):
         self._run_dir, self._learner, self._plan = run_dir, learner, plan
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # What all replicas hold is written by all, each a part.
+        self._strategy = FullyParallelSaveStrategyWrapper(
+            get_default_save_sharded_strategy(),
+            parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
         self._save: _Save | None = None
 
     def start(self, step: int, counters: dict) -> None:
@@ -72,13 +82,15 @@ class CheckpointSaver:
                 (partial / "state").mkdir(parents=True)
                 write_atomic(partial / COUNTERS, json.dumps(counters | {"step": step}).encode())
             dist.barrier()
+            form = metadata(self._learner.config)
             request = dist_checkpointing.save(
-                sharded_state(self._learner, loading=False),
+                sharded_state(self._learner, form, loading=False),
                 str(partial / "state"),
-                content_metadata=METADATA,
+                self._strategy,
+                content_metadata=form,
                 async_sharded_save=True,
             )
-        buckets = _copied(request.async_fn_args[1]) if request.async_fn else []
+        buckets = _copied(request.async_fn_args[1], self._learner) if request.async_fn else []
         model, dtype = self._hf_model()
         own = sum(t.nbytes for _, _, (_, data) in buckets for _, t in data)
         nbytes = sum(from_every_rank(own + sum(tensor.nbytes for _, tensor in model)))
@@ -135,13 +147,34 @@ class CheckpointSaver:
         return [(n, t.to("cpu", copy=True)) for n, t in self._plan.stream(dtype)], dtype
 
 
-def _copied(buckets: list) -> list:
-    """Megatron's write buckets with every tensor in memory that training does not touch."""
-    on_device = any(t.is_cuda for _, _, (_, data) in buckets for _, t in data)
+def _copied(buckets: list, learner: Learner) -> list:
+    """Megatron's write buckets with every tensor in memory that training does not touch.
+
+    Much of it is already: Megatron copies what is a view of something larger.
+    """
+    in_use = {tensor.untyped_storage().data_ptr() for tensor in _held(learner)}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_cuda:
+            return tensor.to("cpu", non_blocking=True)
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in in_use else tensor
+
     copies = [
-        (path, key, (blobs, [(i, t.to("cpu", copy=True, non_blocking=on_device)) for i, t in data]))
+        (path, key, (blobs, [(index, copied(tensor)) for index, tensor in data]))
         for path, key, (blobs, data) in buckets
     ]
-    if on_device:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return copies
+
+
+def _held(learner: Learner) -> Iterator[torch.Tensor]:
+    """Every tensor that training changes."""
+    for chunk in learner.chunks:
+        yield from chunk.parameters()
+        yield from chunk.buffers()
+    for part in chained(learner.optimizer):
+        for group in part.optimizer.param_groups:
+            yield from group["params"]
+        for state in part.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -7,18 +7,40 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 
 from alp_megatron.checkpoint.directory import COUNTERS
+from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.fp8.linear import HISTORY
 from alp_megatron.trainer.learner import Learner
+from alp_megatron.trainer.optimizer import chained
 
-# Any TP, PP and DP can read it back.
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+# What `dp_reshardable` binds a checkpoint to: it holds the optimizer's buckets as they are.
+_BOUND_TO = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+)
+
+
+def metadata(config: Config) -> dict:
+    """What a checkpoint says of its own form."""
+    return {
+        "distrib_optim_sharding_type": config.trainer.distrib_optim_sharding_type,
+        "layout": {key: getattr(config.model, key) for key in _BOUND_TO},
+    }
 
 
 def load_checkpoint(directory: Path, learner: Learner) -> dict:
-    """Fill weights, s_l, optimizer and schedule; returns the counters. Collective."""
+    """Fill weights, s_l, optimizer and schedule; returns the counters. Collective.
+
+    Raises:
+        UserError: the checkpoint is not for this layout, or lacks what the FP8 recipe needs.
+    """
     _check_amax_history(directory, learner)
-    state = dist_checkpointing.load(sharded_state(learner, loading=True), str(directory / "state"))
+    form = dist_checkpointing.load_content_metadata(str(directory / "state"))
+    _check_layout(directory, form, learner.config)
+    wanted = sharded_state(learner, form, loading=True)
+    state = dist_checkpointing.load(wanted, str(directory / "state"))
     _fill(learner.chunks, state)
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scheduler.load_state_dict(state["scheduler"])
@@ -35,22 +57,33 @@ def _fill(chunks: list, state: dict) -> None:
         chunk.load_state_dict(state[f"model{index}"])
 
 
-def sharded_state(learner: Learner, loading: bool) -> dict:
+def sharded_state(learner: Learner, form: dict, loading: bool) -> dict:
     """This rank's part of weights, s_l, optimizer and schedule, as Megatron names them."""
     model = _sharded_model(learner.chunks)
     if loading:
         _initialise_optimizer_state(learner.optimizer)
-    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)
+    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=form)
     return {**model, "optimizer": optimizer, "scheduler": learner.scheduler.state_dict()}
 
 
 def _sharded_model(chunks: list) -> dict:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    metadata = METADATA | {"dp_cp_group": group}
     return {
-        f"model{index}": chunk.sharded_state_dict(metadata=metadata)
+        f"model{index}": chunk.sharded_state_dict(metadata={"dp_cp_group": group})
         for index, chunk in enumerate(chunks)
     }
+
+
+def _check_layout(directory: Path, form: dict, config: Config) -> None:
+    if form["distrib_optim_sharding_type"] == "fully_reshardable":
+        return
+    for key, saved in form["layout"].items():
+        if getattr(config.model, key) != saved:
+            raise UserError(
+                f"{directory} was made with model.{key}={saved} and "
+                "trainer.distrib_optim_sharding_type=dp_reshardable, so it can be resumed at "
+                f"another data-parallel size only: set model.{key}={saved}."
+            )
 
 
 def _check_amax_history(directory: Path, learner: Learner) -> None:
@@ -66,7 +99,7 @@ def _check_amax_history(directory: Path, learner: Learner) -> None:
 
 def _initialise_optimizer_state(optimizer) -> None:
     """torch's AdamW makes its moments at the first step, but a load needs places to fill."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 state = part.optimizer.state[parameter]

@@ -170,6 +170,11 @@ class TrainerConfig(Section):
     adam_eps: float = Field(1e-8, gt=0)
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm; 0 switches it off")
     use_distributed_optimizer: bool = True
+    distrib_optim_sharding_type: Literal["fully_reshardable", "dp_reshardable"] = Field(
+        "fully_reshardable",
+        description="the optimizer's state in checkpoints: any layout reads the first; the second "
+        "costs less time and memory, and is read at the same TP, PP and EP, any DP",
+    )
     save_interval: int = Field(10, ge=1, description="in steps; the last step is always saved")
     keep_checkpoints: int = Field(2, ge=1, description="the newest")
     keep_best_checkpoint: bool = Field(

@@ -51,6 +51,7 @@ def check_settings(config: Config, shape: ModelShape, *, for_training: bool = Tr
         check_objective(config.objective)
         _check_batches(config)
         _check_sync_interval(config)
+        _check_optimizer_sharding(config)
 
 
 def check_layout(config: Config, shape: ModelShape) -> None:
@@ -230,6 +231,16 @@ def _check_sync_interval(config: Config) -> None:
                 f"{key}={value} is not a multiple of rollout.sync_interval={interval}: use "
                 f"{interval * -(-value // interval)}, or another sync_interval."
             )
+
+
+def _check_optimizer_sharding(config: Config) -> None:
+    trainer = config.trainer
+    whole = not trainer.use_distributed_optimizer
+    if whole and trainer.distrib_optim_sharding_type == "dp_reshardable":
+        raise UserError(
+            "trainer.distrib_optim_sharding_type=dp_reshardable is for an optimizer that is split "
+            "over replicas: set trainer.use_distributed_optimizer=true, or leave it out."
+        )
 
 
 def _check_task(config: Config) -> None:

@@ -101,6 +101,11 @@ def build_optimizer(
     return optimizer, scheduler
 
 
+def chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """The optimizers it is made of: experts have one of their own."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
 def step_if_finite(optimizer: MegatronOptimizer) -> float:
     """Clip and step, unless the global gradient norm is not finite. Returns the norm.
 
@@ -109,7 +114,7 @@ def step_if_finite(optimizer: MegatronOptimizer) -> float:
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     if math.isfinite(norm):
-        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for part in chained(optimizer):
             if part.config.clip_grad > 0:
                 clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
         optimizer.step_with_ready_grads()

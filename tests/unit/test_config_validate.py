@@ -281,3 +281,10 @@ def test_evaluations_and_checkpoints_come_with_a_sync(configure):
     assert "trainer.save_interval=10 is not a multiple of rollout.sync_interval=4: use 12" in (
         refusal(configure(*lagging, "trainer.save_interval=10"))
     )
+
+
+def test_only_a_split_optimizer_is_saved_in_its_splits(configure):
+    wanted = "trainer.distrib_optim_sharding_type=dp_reshardable"
+    validate(configure(wanted))
+    whole = "trainer.use_distributed_optimizer=false"
+    assert "set trainer.use_distributed_optimizer=true" in refusal(configure(wanted, whole))
