@@ -1,5 +1,6 @@
 """What the training processes do in test_checkpoint."""
 
+import threading
 from pathlib import Path
 
 from alp_megatron.checkpoint.resume import newest_whole
@@ -16,14 +17,17 @@ from alp_megatron.weights.export import ExportPlan
 
 
 def save_and_go_on(config, rank, run_dir: str, trajectories: list) -> list[dict]:
-    """Two steps, a checkpoint, and three more while it is written: those three's figures."""
+    """Two steps, a checkpoint, and three more before it is written: those three's figures."""
     learner = Learner(config, rank.device)
     _steps(learner, trajectories, 0, 2)
     saver = CheckpointSaver(
         Path(run_dir), learner, ExportPlan(learner.chunks, learner.hf["model_type"])
     )
+    trained = threading.Event()
+    saver._thread.submit(trained.wait)  # a slow disk
     saver.start(2, {})
     figures = _steps(learner, trajectories, 2, 5)
+    trained.set()
     saver.finish()
     return figures
 
