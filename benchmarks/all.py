@@ -37,7 +37,7 @@ def measure() -> list[Row]:
             *rows,
             *weight_sync(workers),
             *conversion(),
-            checkpoint_save(workers),
+            *checkpoint_save(workers),
         ]
     finally:
         workers.close()

@@ -5,6 +5,7 @@ from statistics import median
 
 from transformers.utils.logging import disable_progress_bar
 
+from alp_megatron.config.schema import Config
 from benchmarks.row import Row, compare
 from benchmarks.setting import quickstart
 from tests.distributed.workers import Workers
@@ -23,22 +24,31 @@ SHAPE = dict(
 ROUNDS = 7
 
 
-def checkpoint_save(workers: Workers) -> Row:
+def checkpoint_save(workers: Workers) -> list[Row]:
+    """One row for each form of the optimizer's state."""
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         config = quickstart()
         config.model.path = make_model(f"{directory}/model", dtype="bfloat16", **SHAPE)
         config.trainer.keep_checkpoints = 1
-        result = workers.run(
-            "benchmarks.checkpoint_jobs:save_seconds",
-            config,
-            world_size=2,
-            directory=directory,
-            rounds=ROUNDS,
-        )[0]
+        return [
+            _row(workers, config, form, f"{directory}/{form}")
+            for form in ("fully_reshardable", "dp_reshardable")
+        ]
+
+
+def _row(workers: Workers, config: Config, form: str, directory: str) -> Row:
+    config.trainer.distrib_optim_sharding_type = form
+    result = workers.run(
+        "benchmarks.checkpoint_jobs:save_seconds",
+        config,
+        world_size=2,
+        directory=directory,
+        rounds=ROUNDS,
+    )[0]
     stall = [s + f for s, f in zip(result["start"], result["finish"], strict=True)]
     return Row(
-        "checkpoint: the training's stall",
+        f"checkpoint, {form}: the training's stall",
         "s",
         **compare(stall, result["synchronous"]),
         reference_name="dist_checkpointing.save and the Hugging Face export on the main thread, "
