@@ -19,20 +19,20 @@ def checkpoint_dirs(run_dir: Path) -> list[Path]:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a whole checkpoint its name. One of that name is replaced."""
+    """Give a whole checkpoint its name. One of that name is hidden."""
     if final.exists():
-        _remove(final)
+        _hide(final)
     partial.rename(final)
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """What a killed save or removal left behind."""
+    """What was hidden, and what a killed save left behind."""
     for leftover in (run_dir / CHECKPOINTS).glob(".step_*"):
         shutil.rmtree(leftover)
 
 
 def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
-    """Remove all but the newest `keep` checkpoints and, with `keep_best`, the best."""
+    """Hide all but the newest `keep` checkpoints and, with `keep_best`, the best."""
     checkpoints = checkpoint_dirs(run_dir)
     kept = checkpoints[-keep:]
     best = max(checkpoints, key=_score_and_age) if keep_best else None
@@ -41,7 +41,7 @@ def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
         _link_best(best)
     for old in checkpoints:
         if old not in kept:
-            _remove(old)
+            _hide(old)
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -74,6 +74,6 @@ def _link_best(best: Path) -> None:
     temporary.rename(link)
 
 
-def _remove(checkpoint: Path) -> None:
-    """Hidden first: what a kill leaves of it must not look like a checkpoint."""
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old")))
+def _hide(checkpoint: Path) -> None:
+    """A removal takes long, and what a kill leaves of it must not look like a checkpoint."""
+    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old"))

@@ -57,6 +57,8 @@ class CheckpointSaver:
     def __init__(self, run_dir: Path, learner: Learner, plan: ExportPlan):
         self._run_dir, self._learner, self._plan = run_dir, learner, plan
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        if dist.get_rank() == 0:
+            self._removal = self._thread.submit(remove_leftovers, run_dir)
         # What all replicas hold is written by all, each a part.
         self._strategy = FullyParallelSaveStrategyWrapper(
             get_default_save_sharded_strategy(),
@@ -78,7 +80,7 @@ class CheckpointSaver:
         partial = final.with_name(f".{final.name}.partial")
         with writing(partial):
             if dist.get_rank() == 0:
-                remove_leftovers(self._run_dir)
+                self._removal.result()
                 (partial / "state").mkdir(parents=True)
                 write_atomic(partial / COUNTERS, json.dumps(counters | {"step": step}).encode())
             dist.barrier()
@@ -116,7 +118,7 @@ class CheckpointSaver:
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it visible.
 
-        It gets its name, then those that `trainer.keep_checkpoints` does not keep are removed.
+        It gets its name; a thread removes those that `trainer.keep_checkpoints` does not keep.
 
         Raises:
             UserError: it could not be written; those before it are untouched.
@@ -134,6 +136,7 @@ class CheckpointSaver:
                 publish(save.partial, save.final)
                 trainer = self._learner.config.trainer
                 retire(self._run_dir, trainer.keep_checkpoints, trainer.keep_best_checkpoint)
+                self._removal = self._thread.submit(remove_leftovers, self._run_dir)
         dist.barrier()
 
     @property

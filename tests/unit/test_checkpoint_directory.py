@@ -87,6 +87,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(made):
     partial.mkdir()
     (partial / "new").touch()
     publish(partial, run_dir / "checkpoints" / "step_000001")
+    remove_leftovers(run_dir)
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_000001"]
     assert [path.name for path in checkpoint_dirs(run_dir)[0].iterdir()] == ["new"]
 
