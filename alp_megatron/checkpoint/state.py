@@ -1,6 +1,7 @@
 """What a checkpoint holds of a learner, in Megatron's distributed format (torch_dist)."""
 
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from alp_megatron.trainer.optimizer import chained
 
 # What `dp_reshardable` binds a checkpoint to: it holds the optimizer's buckets as they are.
 _BOUND_TO = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "virtual_pipeline_model_parallel_size",
-    "expert_model_parallel_size",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.virtual_pipeline_model_parallel_size",
+    "model.expert_model_parallel_size",
+    "trainer.use_distributed_optimizer",
 )
 
 
@@ -26,7 +28,7 @@ def metadata(config: Config) -> dict:
     """What a checkpoint says of its own form."""
     return {
         "distrib_optim_sharding_type": config.trainer.distrib_optim_sharding_type,
-        "layout": {key: getattr(config.model, key) for key in _BOUND_TO},
+        "layout": {key: attrgetter(key)(config) for key in _BOUND_TO},
     }
 
 
@@ -78,11 +80,12 @@ def _check_layout(directory: Path, form: dict, config: Config) -> None:
     if form["distrib_optim_sharding_type"] == "fully_reshardable":
         return
     for key, saved in form["layout"].items():
-        if getattr(config.model, key) != saved:
+        if attrgetter(key)(config) != saved:
+            value = json.dumps(saved)
             raise UserError(
-                f"{directory} was made with model.{key}={saved} and "
+                f"{directory} was made with {key}={value} and "
                 "trainer.distrib_optim_sharding_type=dp_reshardable, so it can be resumed at "
-                f"another data-parallel size only: set model.{key}={saved}."
+                f"another data-parallel size only: set {key}={value}."
             )
 
 
