@@ -1,6 +1,9 @@
 """The command `alp-megatron`."""
 
 import argparse
+import os
+import select
+import signal
 import sys
 
 from alp_megatron.errors import RunError, UserError
@@ -11,7 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for a user's mistake (one sentence on stderr), else 1."""
     arguments = _parse(argv)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -21,6 +26,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _reader_has_left() -> bool:
+    """Nobody reads what is printed any more, as after `... | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # an error is reported without being asked for
+    return bool(poll.poll(0))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

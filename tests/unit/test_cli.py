@@ -1,6 +1,15 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from alp_megatron.cli import _parse
+from tests.e2e.runs import REPO
+
+COMMAND = Path(sys.executable).with_name("alp-megatron")
 
 
 @pytest.mark.parametrize(
@@ -30,3 +39,17 @@ def test_strays_are_refused(line, capsys):
         _parse(line.split())
     assert caught.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_whoever_reads_may_leave(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    for buffering in ("", "1"):
+        done = subprocess.run(
+            [COMMAND, "plan", REPO / "configs/models/qwen2.5-7b/8xh100.yaml"],
+            env=os.environ | {"PYTHONUNBUFFERED": buffering},
+            stdout=writer,
+        )
+        assert done.returncode == 128 + signal.SIGPIPE
+    os.close(writer)
+    assert capfd.readouterr().err == ""
