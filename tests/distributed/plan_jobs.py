@@ -1,5 +1,6 @@
 """What the plan's figures are compared with: allocations and collectives of real updates."""
 
+from bisect import bisect_left
 from collections import Counter
 
 import torch
@@ -10,7 +11,7 @@ from alp_megatron.perturbation import NoiseKey
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.policy_update import update_policy
 
-MARK = 7_654_321  # bytes of a tensor that tells the second update's allocations apart
+MARK = 7_654_321  # bytes of the tensors before and after the update that is measured
 
 
 def memory(config, rank, trajectories: list) -> tuple[int, int]:
@@ -22,21 +23,28 @@ def memory(config, rank, trajectories: list) -> tuple[int, int]:
         update_policy(learner, trajectories, None, NoiseKey(1, 0, 0))
         torch.empty(MARK, dtype=torch.uint8)
         update_policy(learner, trajectories, None, NoiseKey(1, 0, 1))
+        torch.empty(MARK, dtype=torch.uint8)
+        update_policy(learner, trajectories, None, NoiseKey(1, 0, 2))
+        # Whatever is free by now is given away, for `_allocations` to see that it is.
+        _ = [torch.empty(2**18, dtype=torch.uint8) for _ in range(2000)]
     held = between = peak = 0
+    marks = 0
     for size in _allocations(profiled):
-        if size == MARK:
+        marks += size == MARK
+        if size == MARK and marks == 1:
             between = peak = held
         held += size
-        if size != MARK and between:
+        if size != MARK and marks == 1:
             peak = max(peak, held)
-    assert between, "the mark was not seen"
+    assert marks == 2, "the marks were not seen"
     return between, peak
 
 
 def _allocations(profiled) -> list[int]:
     """Bytes of each allocation, and of each release with a minus, in their order.
 
-    A release of what was not seen to be allocated is left out: gloo's threads are not profiled.
+    gloo's threads are not profiled: what was allocated by one of them is left out, and so is what
+    one of them released, which shows when its place in memory is given to something else.
     """
     from torch._C._profiler import _EventType
 
@@ -47,14 +55,21 @@ def _allocations(profiled) -> list[int]:
         waiting += event.children
         if event.tag == _EventType.Allocation:
             found.append((event.start_time_ns, event.extra_fields))
-    sizes, known = [], set()
+    sizes: list[int] = []
+    blocks: list[tuple[int, int, int]] = []  # that are held: (address, end, index in `sizes`)
     for _, fields in sorted(found, key=lambda one: one[0]):
+        place = bisect_left(blocks, (fields.ptr,))
         if fields.alloc_size > 0:
-            known.add(fields.ptr)
-        elif fields.ptr not in known:
-            continue
+            end = fields.ptr + fields.alloc_size
+            if place and blocks[place - 1][1] > fields.ptr:
+                place -= 1
+            while place < len(blocks) and blocks[place][0] < end:
+                sizes[blocks.pop(place)[2]] = 0
+            blocks.insert(place, (fields.ptr, end, len(sizes)))
+        elif place < len(blocks) and blocks[place][0] == fields.ptr:
+            del blocks[place]
         else:
-            known.remove(fields.ptr)
+            continue
         sizes.append(fields.alloc_size)
     return sizes
 
