@@ -17,7 +17,7 @@ from alp_megatron.weights.save_hf import save_hf
 def save_seconds(config, rank, directory: str, rounds: int) -> dict:
     """Seconds that the main thread is held up by a save beside the training (`start`, `finish`),
     and by a `synchronous` one, in turn; the first round warms up. `collect` is the part of either
-    in which Megatron brings the optimizer's state into the form that any layout reads."""
+    in which Megatron brings the optimizer's state into the form of the checkpoint."""
     learner = Learner(config, rank.device)
     form = metadata(config)
     sharded_state(learner, form, loading=True)  # makes the optimizer's moments, as a step would

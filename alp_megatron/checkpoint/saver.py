@@ -166,7 +166,7 @@ def _copied(buckets: list, learner: Learner) -> list:
         (path, key, (blobs, [(index, copied(tensor)) for index, tensor in data]))
         for path, key, (blobs, data) in buckets
     ]
-    if next(learner.chunks[0].parameters()).is_cuda:
+    if learner.device.type == "cuda":
         torch.cuda.synchronize()
     return copies
 

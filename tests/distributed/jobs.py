@@ -11,6 +11,7 @@ from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.microbatch import Sequence
 from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise
 from alp_megatron.perturbation.logits import LogitsNoise
+from alp_megatron.runtime.process_groups import from_every_rank
 from alp_megatron.trainer.batch import as_sequence, minibatches
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
@@ -90,9 +91,7 @@ def update_gradients(config, rank, trajectories: list, old_logprobs: dict | None
             for parameter in chunk.parameters():
                 parameter.copy_(parameter.main_grad)
     gradients = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
-    stages = [None] * dist.get_world_size(parallel_state.get_pipeline_model_parallel_group())
-    dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
-    for stage in stages:
+    for stage in from_every_rank(own, parallel_state.get_pipeline_model_parallel_group()):
         gradients |= stage
     return {
         "loss": record.loss,

@@ -24,7 +24,6 @@ def memory(config, rank, trajectories: list) -> tuple[int, int]:
         torch.empty(MARK, dtype=torch.uint8)
         update_policy(learner, trajectories, None, NoiseKey(1, 0, 1))
         torch.empty(MARK, dtype=torch.uint8)
-        update_policy(learner, trajectories, None, NoiseKey(1, 0, 2))
         # Whatever is free by now is given away, for `_allocations` to see that it is.
         _ = [torch.empty(2**18, dtype=torch.uint8) for _ in range(2000)]
     held = between = peak = 0
