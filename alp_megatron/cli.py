@@ -6,8 +6,8 @@ import select
 import signal
 import sys
 
+from alp_megatron.commands.launch import add_launch_commands
 from alp_megatron.errors import RunError, UserError
-from launch.command_line import add_launch_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,13 +206,13 @@ def _evaluate(arguments) -> int:
 
 
 def _score(arguments) -> int:
-    from alp_megatron.commands.score import score
+    from alp_megatron.studies.score import score
 
     return score(arguments)
 
 
 def _mismatch(arguments) -> int:
-    from alp_megatron.commands.mismatch import mismatch
+    from alp_megatron.studies.mismatch.job import mismatch
 
     return mismatch(arguments)
 
@@ -232,7 +232,7 @@ def _probe(arguments) -> int:
 def _quantize(arguments) -> int:
     from pathlib import Path
 
-    from conversion.quantize import quantize
+    from alp_megatron.conversion.quantize import quantize
 
     quantize(Path(arguments.hf), Path(arguments.out), arguments.format)
     return 0
@@ -247,7 +247,7 @@ def _plan(arguments) -> int:
 def _report(arguments) -> int:
     from pathlib import Path
 
-    from alp_megatron.diagnostics.report import write_report
+    from alp_megatron.report.write import write_report
 
     out = Path(arguments.out) if arguments.out else None
     print(write_report([Path(run_dir) for run_dir in arguments.run_dir], out))
@@ -267,7 +267,7 @@ def _megatron_to_hf(arguments) -> int:
 
 
 def _doctor(arguments) -> int:
-    from alp_megatron.doctor import doctor
+    from alp_megatron.commands.doctor import doctor
 
     return doctor()
 

@@ -5,8 +5,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from alp_megatron.config.machine import cpu_model, installed_version
-from alp_megatron.diagnostics.files import write_atomic
+from alp_megatron.files import write_atomic
+from alp_megatron.runtime.machine import cpu_model, installed_version
 from benchmarks.checkpoint_save import checkpoint_save
 from benchmarks.conversion import conversion
 from benchmarks.noise_kernels import noise_kernels

@@ -14,14 +14,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.learner.optimizer import build_optimizer, wrap
 from alp_megatron.model.attention import AttentionLayout, PackedAttention
-from alp_megatron.model.hf_config import padded_vocab_size, policy_config
-from alp_megatron.model.norm import RMSNorm
-from alp_megatron.model.packed_params import PackedParams
-from alp_megatron.trainer.optimizer import build_optimizer, wrap
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.model.policy import PackedParams
+from alp_megatron.model.specs import RMSNorm
+from alp_megatron.model.transformer_config import padded_vocab_size, policy_config
 
 
 class BareLoop:

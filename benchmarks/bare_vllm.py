@@ -14,8 +14,8 @@ from pathlib import Path
 
 from alp_megatron.rollout.engine import SamplingSpec
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.rollout.vllm_environment import child_environment
-from alp_megatron.runtime.lifetime import die_with_parent
+from alp_megatron.rollout.vllm.arguments import child_environment
+from alp_megatron.runtime.launcher import die_with_parent
 
 
 class BareVllm:
@@ -49,7 +49,7 @@ def _serve(channel: Connection) -> None:
     import torch
     from vllm import SamplingParams
 
-    from alp_megatron.rollout.vllm_worker import start_vllm
+    from alp_megatron.rollout.vllm.worker import start_vllm
 
     llm = start_vllm(channel.recv())
     while True:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from alp_megatron.checkpoint.saver import CheckpointSaver
-from alp_megatron.checkpoint.state import metadata, sharded_state
-from alp_megatron.trainer.learner import Learner
+from alp_megatron.learner.learner import Learner
+from alp_megatron.learner.saver import CheckpointSaver
+from alp_megatron.learner.state import metadata, sharded_state
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.save_hf import save_hf
+from alp_megatron.weights.hf_model import save_hf
 
 
 def save_seconds(config, rank, directory: str, rounds: int) -> dict:

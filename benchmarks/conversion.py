@@ -8,10 +8,10 @@ from pathlib import Path
 
 from alp_megatron.commands.convert import default_workers
 from alp_megatron.config.schema import Config, ModelConfig
+from alp_megatron.conversion.to_hf import megatron_to_hf
+from alp_megatron.conversion.to_megatron import hf_to_megatron
 from benchmarks.rounds import seconds_by_rounds
 from benchmarks.row import Row, compare
-from conversion.to_hf import megatron_to_hf
-from conversion.to_megatron import hf_to_megatron
 from tests.conversion.large import MEMORY_LIMIT, make_large_model, run_measured
 
 ROUNDS = 3

@@ -4,11 +4,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.data.trajectory import to_trajectories
+from alp_megatron.hf.files import read_hf_config
 from alp_megatron.rollout.engine import SamplingSpec
-from alp_megatron.rollout.sampling import to_trajectories
 from alp_megatron.rollout.settings import engine_settings
-from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.driver import stop_tokens
 from benchmarks.bare_vllm import BareVllm

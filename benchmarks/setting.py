@@ -4,8 +4,8 @@ import random
 
 from alp_megatron.config.load import load_config
 from alp_megatron.config.schema import Config
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.tasks.task import build_task
-from alp_megatron.trajectory import Trajectory
 
 QUICKSTART = "configs/quickstart.yaml"
 # The quickstart's responses: an answer with its working, seldom a guess.

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from alp_megatron.learner.learner import Learner
 from alp_megatron.rollout.settings import engine_settings
-from alp_megatron.rollout.vllm_engine import VllmEngine
-from alp_megatron.trainer.learner import Learner
+from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.trainer.sync import sync
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.quantize.scheme import rollout_scheme

@@ -6,10 +6,10 @@ from functools import partial
 import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.learner.learner import Learner
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.policy_update import update_policy
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.trainer.step import update_policy
 from benchmarks.bare_megatron import BareLoop
 from benchmarks.rounds import seconds_by_rounds
 from benchmarks.setting import quickstart

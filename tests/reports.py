@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from alp_megatron.config.load import config_from, resolved_yaml
-from alp_megatron.diagnostics.keys import required_keys
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.metrics.keys import required_keys
+from alp_megatron.metrics.tokens import TokenRatios
 
 
 def write_run(path: Path, steps=12, layers=3, **extra) -> None:

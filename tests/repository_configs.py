@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alp_megatron.config.load import load_config
 from alp_megatron.config.schema import Config
-from launch.sweep_config import expand, load_sweep, overrides
+from alp_megatron.launch.members import expand, load_sweep, overrides
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -2,16 +2,16 @@
 
 from argparse import Namespace
 
-from alp_megatron.comparison.compare import (
+from alp_megatron.errors import RunError, UserError
+from alp_megatron.studies.compare.config import load_comparison, split_overrides
+from alp_megatron.studies.compare.run import (
     check_directory,
     due,
     parallel_runs,
     run_due,
     write_results,
 )
-from alp_megatron.comparison.config import load_comparison, split_overrides
-from alp_megatron.comparison.trials import plan
-from alp_megatron.errors import RunError, UserError
+from alp_megatron.studies.compare.trials import plan
 
 
 def compare(arguments: Namespace) -> int:

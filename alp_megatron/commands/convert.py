@@ -4,11 +4,11 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from alp_megatron.check.validate import check_layout
 from alp_megatron.config.load import config_from
-from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config
-from alp_megatron.config.validate import check_layout
 from alp_megatron.errors import UserError
+from alp_megatron.hf.shape import read_model_shape
 
 _MAX_WORKERS = 4  # each takes memory, and the disk is soon the slower part
 
@@ -17,7 +17,7 @@ def to_megatron(arguments: Namespace) -> int:
     """Hugging Face directory -> Megatron checkpoint in the layout of the overrides."""
     config = _config(arguments.hf, arguments.overrides)
     workers = _workers(arguments.workers)
-    from conversion.to_megatron import hf_to_megatron
+    from alp_megatron.conversion.to_megatron import hf_to_megatron
 
     hf_to_megatron(
         Path(arguments.hf), Path(arguments.out), config, workers=workers, verify=arguments.verify
@@ -30,7 +30,7 @@ def to_hf(arguments: Namespace) -> int:
     workers = _workers(arguments.workers)
     if not arguments.shard_size > 0:
         raise UserError(f"--shard-size {arguments.shard_size} must be more than 0 GB.")
-    from conversion.to_hf import find_model, megatron_to_hf
+    from alp_megatron.conversion.to_hf import find_model, megatron_to_hf
 
     megatron_dir = Path(arguments.megatron)
     hf_dir = find_model(megatron_dir, arguments.hf)

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from alp_megatron.check.validate import validate
 from alp_megatron.config.load import config_from
-from alp_megatron.config.validate import validate
 
 
 def evaluate(model_dir: str, overrides: list[str]) -> int:
@@ -13,12 +13,12 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
     validate(config)
     import torch
 
-    from alp_megatron.model.hf_files import read_hf_config
-    from alp_megatron.rollout.start import start_rollout_engine
-    from alp_megatron.runtime.device import device_type
+    from alp_megatron.hf.files import read_hf_config
+    from alp_megatron.rollout.settings import start_rollout_engine
+    from alp_megatron.runtime.mesh import device_type
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens
-    from alp_megatron.weights.load import Checkpoint
+    from alp_megatron.weights.hf_model import Checkpoint
     from alp_megatron.weights.quantize.scheme import rollout_scheme
     from alp_megatron.weights.quantize.stream import quantized
 

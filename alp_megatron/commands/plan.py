@@ -2,13 +2,13 @@
 
 import argparse
 
+from alp_megatron.check.validate import check_settings
 from alp_megatron.config.load import load_config
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.config.validate import check_settings
 from alp_megatron.errors import UserError
-from alp_megatron.plan.fit import nearest_fit, problems
-from alp_megatron.plan.hardware import load_hardware
-from alp_megatron.plan.report import plan_text
+from alp_megatron.estimate.engine import load_hardware
+from alp_megatron.estimate.fit import nearest_fit, problems
+from alp_megatron.estimate.report import plan_text
+from alp_megatron.hf.shape import read_model_shape
 
 
 def plan(arguments: argparse.Namespace) -> int:

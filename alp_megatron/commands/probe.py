@@ -5,12 +5,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from alp_megatron.commands.inputs import check_inputs
+from alp_megatron.check.validate import check_inputs
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
-from alp_megatron.probe.directory import prepare, read_configs, read_record
-from alp_megatron.probe.plan import plan
 from alp_megatron.runtime.launcher import launch, under_launcher
+from alp_megatron.studies.probe.files import prepare, read_configs, read_record
+from alp_megatron.studies.probe.plan import plan
 
 
 def probe(arguments: Namespace) -> int:
@@ -34,7 +34,7 @@ def probe(arguments: Namespace) -> int:
 
 
 def _draw(out: Path) -> int:
-    from alp_megatron.probe.figure import write_figure
+    from alp_megatron.studies.probe.figure import write_figure
 
     record = read_record(out)
     print(f"score before the updates {record['start_score']:.3f}")
@@ -49,8 +49,8 @@ def _process(out: Path, configs: dict[str, Config], start: Path | None) -> int:
 
 
 def _job(config: Config, rank, out: Path, configs: dict[str, Config], start: Path | None) -> None:
-    from alp_megatron.probe.job import probe_job
-    from alp_megatron.runtime.process_groups import from_first_rank
+    from alp_megatron.runtime.mesh import from_first_rank
+    from alp_megatron.studies.probe.job import probe_job
 
     done = from_first_rank(list(read_record(out)["methods"]) if rank.is_first else None)
     due = {name: own for name, own in configs.items() if name not in done}

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from alp_megatron.check.validate import validate
 from alp_megatron.config.load import load_config
-from alp_megatron.config.validate import validate
 from alp_megatron.errors import UserError
 
 
@@ -22,9 +22,9 @@ def serve(arguments: Namespace) -> int:
         raise UserError(f"--ready-file {ready_file}: there is no directory {ready_file.parent}.")
     config = load_config(arguments.config, arguments.overrides)
     validate(config, for_training=False)
-    from alp_megatron.rollout.server_launch import ServerProcess
+    from alp_megatron.rollout.server.launch import ServerProcess
     from alp_megatron.rollout.settings import engine_settings
-    from alp_megatron.runtime.device import device_type
+    from alp_megatron.runtime.mesh import device_type
 
     settings = engine_settings(config, device_type(config.runtime.device))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

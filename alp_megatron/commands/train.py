@@ -4,14 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-from alp_megatron.commands.inputs import check_inputs
+from alp_megatron.check.validate import check_inputs, validate
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
-from alp_megatron.config.run_dir import prepare_run_dir
-from alp_megatron.config.run_lock import leave_to_first_rank, lock_as_first_rank
 from alp_megatron.config.schema import Config
-from alp_megatron.config.validate import validate
 from alp_megatron.runtime.launcher import launch, under_launcher
+from alp_megatron.runtime.run_dir import leave_to_first_rank, lock_as_first_rank, prepare_run_dir
 
 
 def train(config_path: str, overrides: list[str], resume: bool) -> int:

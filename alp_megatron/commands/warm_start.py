@@ -5,10 +5,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from alp_megatron.check.validate import validate
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
-from alp_megatron.config.validate import validate
 from alp_megatron.errors import UserError
 from alp_megatron.runtime.launcher import launch
 
@@ -48,14 +48,13 @@ def _random_model(config: Config, directory: Path) -> None:
 
 
 def _job(config: Config, rank, out: str) -> None:
-    from alp_megatron.model.microbatch import Sequence
+    from alp_megatron.data.microbatch import Sequence
+    from alp_megatron.learner.learner import Learner, gather_from_replicas, replica_microbatches
     from alp_megatron.tasks.arithmetic import problems, worked_solution
-    from alp_megatron.tasks.source import arithmetic_item
+    from alp_megatron.tasks.task import arithmetic_item
     from alp_megatron.tasks.tokenizer import load_tokenizer
-    from alp_megatron.trainer.learner import Learner
-    from alp_megatron.trainer.logprobs import gather_from_replicas, replica_microbatches
     from alp_megatron.weights.export import ExportPlan
-    from alp_megatron.weights.save_hf import save_hf
+    from alp_megatron.weights.hf_model import save_hf
 
     learner = Learner(config, rank.device)
     tokenizer = load_tokenizer(config.model.path)

@@ -1,1 +1,1 @@
-"""The configuration: its schema, how it is read, and what is refused before anything starts."""
+"""The configuration: its schema, how it is read, what its methods stand for."""

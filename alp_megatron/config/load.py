@@ -1,16 +1,29 @@
 """One YAML file, what it extends, and the overrides of the command line become a Config."""
 
 import json
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from alp_megatron.config.methods import with_method_defaults
 from alp_megatron.config.schema import Config, Section
 from alp_megatron.config.yaml_io import dump_yaml, parse_yaml, read_mapping
 from alp_megatron.errors import UserError
-from alp_megatron.objectives.methods import with_method_defaults
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"trainer": {"lr": 1}} -> {"trainer.lr": 1}"""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
 
 S = TypeVar("S", bound=Section)
 

@@ -242,3 +242,7 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
+
+
+# Of a rank's part of the tokens and of each dimension of a linear layer, by recipe.
+ALIGNMENT = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alp_megatron.perturbation.logits import LogitsNoise
+from alp_megatron.perturbation.add_noise import LogitsNoise
 
 
 class _VocabParallelLogProbs(torch.autograd.Function):

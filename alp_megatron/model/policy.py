@@ -1,17 +1,75 @@
 """The policy network: Megatron's GPT model with a log-probability head."""
 
+from dataclasses import dataclass
+
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from torch import Tensor
 
-from alp_megatron.fp8.scope import Fp8Pass
-from alp_megatron.model.hf_config import PolicyConfig, padded_vocab_size
+from alp_megatron.config.schema import Config
+from alp_megatron.data.microbatch import MicroBatch
+from alp_megatron.fp8.recipes import Fp8Pass
+from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.model.attention import AttentionLayout, PackedRotaryEmbedding, inverse_frequencies
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
-from alp_megatron.model.microbatch import MicroBatch
-from alp_megatron.model.packed_params import PackedParams, packed_params
-from alp_megatron.model.rotary import PackedRotaryEmbedding, inverse_frequencies
-from alp_megatron.perturbation.logits import LogitsNoise
+from alp_megatron.model.specs import block_spec
+from alp_megatron.model.transformer_config import PolicyConfig, padded_vocab_size, policy_config
+from alp_megatron.perturbation import NoisePlan, current_key
+from alp_megatron.perturbation.add_noise import LogitsNoise
+
+
+@dataclass
+class PackedParams(PackedSeqParams):
+    """Megatron hands this object to every layer and, by closure, to every recomputation.
+
+    That is why the noise plan lives here and not on a module: 1F1B runs other micro-batches
+    between a forward and its recomputation.
+    """
+
+    positions: Tensor | None = None
+    sample_ids: Tensor | None = None
+    attention_layout: AttentionLayout | None = None
+    noise: NoisePlan | None = None
+    fp8: Fp8Pass | None = None
+    predict_rows: Tensor | None = None
+    targets: Tensor | None = None
+    temperature: float = 1.0
+
+
+def packed_params(
+    batch: MicroBatch, temperature: float, tp_rank: int, tp_size: int, sequence_parallel: bool
+) -> PackedParams:
+    """Prepare a micro-batch for the layers, with noise if called inside a `perturbation` scope."""
+    params = PackedParams(
+        positions=batch.positions,
+        sample_ids=batch.sample_ids,
+        predict_rows=batch.predict_rows,
+        targets=batch.targets,
+        temperature=temperature,
+    )
+    if batch.tokens.is_cuda:  # Transformer Engine's packed attention and rope
+        ends = torch.tensor(batch.segment_lengths, device=batch.tokens.device).cumsum(0)
+        cu_seqlens = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+        params.qkv_format = "thd"
+        params.cu_seqlens_q = params.cu_seqlens_kv = cu_seqlens
+        params.max_seqlen_q = params.max_seqlen_kv = max(batch.segment_lengths)
+    else:
+        params.qkv_format = "sbhd"
+        params.attention_layout = AttentionLayout.of(batch.segment_lengths)
+    key = current_key()
+    if key is not None:
+        rows = slice(None)
+        if sequence_parallel:
+            share = len(batch.tokens) // tp_size
+            rows = slice(tp_rank * share, (tp_rank + 1) * share)
+        params.noise = NoisePlan(
+            key, batch.sample_ids[rows], batch.positions[rows], batch.samples_fp8
+        )
+        batch.noise_plans.append(params.noise)
+    return params
 
 
 class PolicyModel(GPTModel):
@@ -88,3 +146,29 @@ class PolicyModel(GPTModel):
         return LogitsNoise(
             params.noise, settings.sigma0, params.sample_ids[rows], params.positions[rows]
         )
+
+
+def build_model(config: Config) -> list[PolicyModel]:
+    """This rank's model chunks: one, or one for each virtual pipeline stage.
+
+    The weights are left uninitialised: `weights.load` fills them.
+    """
+    shape = read_model_shape(config.model.path)
+    policy = policy_config(config, shape)
+    chunks = config.model.virtual_pipeline_model_parallel_size
+    stages = range(chunks) if chunks else [None]
+    return [
+        PolicyModel(
+            policy,
+            block_spec(policy, get_num_layers_to_build(policy, vp_stage=stage)),
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(
+                ignore_virtual=False, vp_stage=stage
+            ),
+            post_process=parallel_state.is_pipeline_last_stage(
+                ignore_virtual=False, vp_stage=stage
+            ),
+            vp_stage=stage,
+        )
+        for stage in stages
+    ]

@@ -1,6 +1,7 @@
 """Layer specs with the perturbed layer: Transformer Engine on CUDA, plain torch elsewhere."""
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -8,13 +9,41 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
 
-from alp_megatron.fp8.experts import Fp8ExpertsNorm
 from alp_megatron.fp8.linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
+from alp_megatron.fp8.recipes import current_pass
 from alp_megatron.model.attention import PackedAttention
-from alp_megatron.model.hf_config import PolicyConfig
-from alp_megatron.model.norm import RMSNorm
+from alp_megatron.model.transformer_config import PolicyConfig
 from alp_megatron.perturbation.layer import PerturbedTransformerLayer
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, marked for Megatron to sum its gradient over TP if sequences are split.
+
+    Megatron's own wrapper around torch's norm refuses sequence parallelism.
+    """
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+class Fp8ExpertsNorm(RMSNorm):
+    """The norm [s, b, h] before router and experts; inside an `fp8_pass` padding leaves it as 0.
+
+    Behind the router nobody knows which rows were padding, and what fills up a row must not move
+    the scale of an expert's tokens.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normalised, run = super().forward(hidden_states), current_pass()
+        if run is None:
+            return normalised
+        # A model with experts has sequence parallelism wherever it has TP: a rank has its part.
+        count = len(normalised)
+        start = parallel_state.get_tensor_model_parallel_rank() * count
+        return normalised * run.tokens[start : start + count, :, None]
 
 
 def block_spec(config: PolicyConfig, layers_of_this_stage: int) -> TransformerBlockSubmodules:

@@ -2,16 +2,126 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alp_megatron.config.schema import CorrectionConfig
-from alp_megatron.objectives.mis import in_window, masked_weight
-from alp_megatron.objectives.ratios import log_ratio
-from alp_megatron.objectives.rejection import accepted, rejection_statistic
-from alp_megatron.objectives.tis import truncated_weight
-from alp_megatron.objectives.veto import without_veto
+from alp_megatron.objectives.ratios import log_ratio, sum_by_sequence
+
+
+def truncated_weight(log_weight: Tensor, high: float) -> Tensor:
+    """TIS: min(w, C), the factor of a token's loss.
+
+    Sources: Ionides 2008, "Truncated importance sampling"; Yao et al. 2025, "Your efficient
+    RL framework secretly brings you off-policy RL training", for w = pi_old / pi_rollout.
+
+    Args:
+        log_weight: [t], log w of the token, or of its sequence.
+        high: C.
+    """
+    return log_weight.exp().clamp(max=high)
+
+
+def in_window(log_weight: Tensor, low: float, high: float) -> Tensor:
+    """1[lo <= w <= hi], bool [t]: MIS as a plain mask, both bounds included.
+
+    `log_weight` is that of the token, of its sequence (e^S) or of its sequence per token (e^G):
+    which one decides what is masked together, not how the policy's own ratio is made.
+    """
+    weight = log_weight.exp()
+    return (weight >= low) & (weight <= high)
+
+
+def masked_weight(log_weight: Tensor, low: float, high: float) -> Tensor:
+    """w 1[lo <= w <= hi]: MIS as a weight that is 0 outside of the window, [t].
+
+    Sources: Liu et al. 2025, "When speed kills stability" (token and sequence); at the token
+    level with [0.5, 5] it is IcePop, Ling team 2025, "Every step evolves".
+    """
+    return log_weight.exp().where(in_window(log_weight, low, high), 0.0)
+
+
+Statistic = Literal["k1", "k2", "k3"]
+Scope = Literal["token", "sequence_sum", "sequence_mean", "sequence_max"]
+
+
+def rejection_statistic(
+    log_weight: Tensor,
+    mask: Tensor,
+    sequence_index: Tensor,
+    num_sequences: int,
+    *,
+    by: Statistic,
+    over: Scope,
+) -> Tensor:
+    """A statistic of l = log(pi_old / pi_rollout), in nats, at each token.
+
+        k1 = -l        k2 = l^2 / 2        k3 = e^l - 1 - l
+
+    of the token, or the sum, mean or maximum of its sequence's unmasked tokens; 0 where there
+    is none. Bounds apply to the statistic as it is written. k1 is minus log w: an upper bound
+    b on it is the *lower* bound e^-b on w, that is, an upper bound on 1 / w.
+
+    Source: Schulman 2020, "Approximating KL divergence" (samples come from the rollout policy).
+
+    Args:
+        log_weight: fp64 [t], clamped to +-20.
+        mask: [t], 1 or 0.
+        sequence_index: int64 [t], in [0, num_sequences).
+
+    Returns:
+        fp64 [t].
+    """
+    if by == "k1":
+        value = -log_weight
+    elif by == "k2":
+        value = log_weight.square() / 2
+    else:
+        value = log_weight.expm1() - log_weight
+    value = value.where(mask > 0, 0.0)
+    if over == "token":
+        return value
+    if over == "sequence_max":
+        unmasked = mask > 0
+        top = value.new_zeros(num_sequences).scatter_reduce(
+            0, sequence_index[unmasked], value[unmasked], "amax", include_self=False
+        )
+        return top[sequence_index]
+    total = sum_by_sequence(value, sequence_index, num_sequences)
+    if over == "sequence_mean":
+        total = total / sum_by_sequence(mask, sequence_index, num_sequences).clamp(min=1)
+    return total[sequence_index]
+
+
+def accepted(statistic: Tensor, low: float | None, high: float | None) -> Tensor:
+    """low <= statistic <= high, bool [t]; None is no bound."""
+    inside = torch.ones_like(statistic, dtype=torch.bool)
+    if low is not None:
+        inside &= statistic >= low
+    if high is not None:
+        inside &= statistic <= high
+    return inside
+
+
+def without_veto(
+    log_weight: Tensor, mask: Tensor, sequence_index: Tensor, num_sequences: int, threshold: float
+) -> Tensor:
+    """False for every token of a sequence in which some unmasked w_t is below the threshold.
+
+    It looks at w = pi_old / pi_rollout only from below: tokens that the engine sampled and the
+    trainer finds next to impossible. Source: Liu et al. 2025, "When speed kills stability".
+
+    Args:
+        log_weight: fp64 [t], log w of each token.
+        threshold: of w, for example 1e-4.
+
+    Returns:
+        bool [t].
+    """
+    catastrophic = (log_weight.exp() < threshold) & (mask > 0)
+    return (sum_by_sequence(catastrophic, sequence_index, num_sequences) == 0)[sequence_index]
 
 
 @dataclass(frozen=True)

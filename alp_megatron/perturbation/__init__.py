@@ -1,10 +1,7 @@
 """Adaptive Layerwise Perturbation: noise, its scale, and the layer that applies it."""
 
-from alp_megatron.perturbation.agreement import assert_keys_agree
-from alp_megatron.perturbation.autograd import add_noise
-from alp_megatron.perturbation.gaussian import gaussian
-from alp_megatron.perturbation.key import NoiseKey
-from alp_megatron.perturbation.plan import NoisePlan
+from alp_megatron.perturbation.add_noise import add_noise
+from alp_megatron.perturbation.noise import NoiseKey, NoisePlan, assert_keys_agree, gaussian
 from alp_megatron.perturbation.scope import current_key, perturbation
 
 __all__ = [

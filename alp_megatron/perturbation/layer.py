@@ -5,9 +5,9 @@ from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-from alp_megatron.fp8.scope import fp8_pass
-from alp_megatron.fp8.survival import count_surviving
-from alp_megatron.perturbation.autograd import add_noise
+from alp_megatron.fp8.linear import count_surviving
+from alp_megatron.fp8.recipes import fp8_pass
+from alp_megatron.perturbation.add_noise import add_noise
 
 
 class PerturbedTransformerLayer(TransformerLayer):

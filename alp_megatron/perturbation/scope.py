@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from alp_megatron.perturbation.key import NoiseKey
+from alp_megatron.perturbation.noise import NoiseKey
 
 _key: ContextVar[NoiseKey | None] = ContextVar("noise_key", default=None)
 

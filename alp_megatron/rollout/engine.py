@@ -1,12 +1,14 @@
 """What the trainer asks of a rollout engine."""
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from alp_megatron.errors import RunError
+from alp_megatron.errors import RunError, UserError
 
 
 class EngineError(RunError):
@@ -94,3 +96,52 @@ class RolloutEngine(Protocol):
     def __enter__(self) -> "RolloutEngine": ...
 
     def __exit__(self, *_) -> None: ...
+
+
+def sampling_parameters(
+    sampling: SamplingSpec, prompt: list[int], max_model_len: int
+) -> dict[str, Any]:
+    """vLLM's SamplingParams for the samples of one prompt, without a seed."""
+    return {
+        "n": sampling.n,
+        "temperature": sampling.temperature,
+        "max_tokens": min(sampling.max_new_tokens, max_model_len - len(prompt)),
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "ignore_eos": True,  # the model's own: stop_token_ids says it all
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def scoring_parameters() -> dict[str, Any]:
+    """vLLM's SamplingParams for the log-probs of given tokens; the token sampled is dropped."""
+    return {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+
+
+def check_lengths(what: str, token_lists: list[list[int]], longest: int) -> None:
+    """Raises UserError for one that is empty or too long."""
+    for index, tokens in enumerate(token_lists):
+        if not 1 <= len(tokens) <= longest:
+            raise UserError(
+                f"{what} {index} has {len(tokens)} tokens, but the rollout engine takes 1 to "
+                f"{longest}: shorten it or raise rollout.max_model_len."
+            )
+
+
+_LOG_LINES = 15
+_LOG_BYTES = 8192
+
+
+def how_it_ended(returncode: int, log_path: Path) -> str:
+    """'ended with signal 9 (SIGKILL); the last lines of ...'."""
+    how = f"exit code {returncode}"
+    if returncode < 0:
+        how = f"signal {-returncode} ({signal.Signals(-returncode).name})"
+    return f"ended with {how}; the last lines of {log_path}:\n{_last_lines(log_path)}"
+
+
+def _last_lines(log_path: Path) -> str:
+    with open(log_path, "rb") as log:
+        log.seek(max(0, log_path.stat().st_size - _LOG_BYTES))
+        lines = log.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-_LOG_LINES:])

@@ -1,10 +1,22 @@
-"""Starts the training processes with torchrun's agent, unless a launcher already did."""
+"""Starts the training processes with torchrun's agent, and lets no process outlive its parent."""
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 import uuid
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have Linux kill this process when the thread of `parent` that started it ends."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+
 
 PARENT_VARIABLE = "ALP_MEGATRON_PARENT_PID"
 LOST_PEER = 3  # exit code of a process that ended only because another one was gone

@@ -9,8 +9,7 @@ import warnings
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
-from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE
-from alp_megatron.runtime.lifetime import die_with_parent
+from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_parent
 
 
 def run_process(config: Config, job, *arguments) -> int:
@@ -35,7 +34,7 @@ def run_process(config: Config, job, *arguments) -> int:
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
     enable_cpu_megatron()
-    from alp_megatron.runtime.process_groups import join, leave
+    from alp_megatron.runtime.mesh import join, leave
 
     try:
         rank = join(config)

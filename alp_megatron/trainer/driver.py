@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from alp_megatron.config.schema import Config
+from alp_megatron.data.trajectory import Trajectory, to_trajectories
 from alp_megatron.objectives.advantages import group_advantages
 from alp_megatron.rollout.engine import RolloutEngine, SamplingSpec
-from alp_megatron.rollout.sampling import to_trajectories
 from alp_megatron.tasks.task import Task
-from alp_megatron.trajectory import Trajectory
 
 # Seeds of the sampler: steps count from 0, evaluations are told apart by this.
 _EVALUATION_SEED = 2**40

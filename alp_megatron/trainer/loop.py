@@ -3,19 +3,16 @@
 import time
 from contextlib import contextmanager
 
-from alp_megatron.checkpoint.saver import CheckpointSaver
-from alp_megatron.objectives.methods import METHODS, needs_old_logprobs
+from alp_megatron.config.methods import METHODS, needs_old_logprobs
+from alp_megatron.data.minibatch import as_sequence, minibatches
+from alp_megatron.learner.learner import token_logprobs
+from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.saver import CheckpointSaver
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.runtime.process_groups import from_first_rank
-from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.trainer.envelopes import has_envelope
-from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
-from alp_megatron.trainer.logprobs import token_logprobs
-from alp_megatron.trainer.policy_update import update_policy
-from alp_megatron.trainer.record import step_record
-from alp_megatron.trainer.run import Run
-from alp_megatron.trainer.sigmas import sigmas
-from alp_megatron.trainer.stop import acknowledge_stop, stop_requested
+from alp_megatron.runtime.mesh import from_first_rank
+from alp_megatron.trainer.record import fp8_mismatch, fp8_update_metrics, has_envelope, step_record
+from alp_megatron.trainer.run import Run, acknowledge_stop, stop_requested
+from alp_megatron.trainer.step import update_policy
 
 
 def train(run: Run) -> bool:

@@ -5,15 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from alp_megatron.config.schema import Config
-from alp_megatron.diagnostics.console import banner, header, step_line
-from alp_megatron.diagnostics.files import write_atomic
-from alp_megatron.diagnostics.health import Watch
-from alp_megatron.diagnostics.metrics_file import read_metrics
-from alp_megatron.diagnostics.recorder import Recorder
-from alp_megatron.diagnostics.report import write_report
-from alp_megatron.runtime.process_groups import Rank
-from alp_megatron.trainer.envelopes import token_ratios
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.files import write_atomic
+from alp_megatron.metrics.console import banner, header, step_line
+from alp_megatron.metrics.health import Watch
+from alp_megatron.metrics.recorder import Recorder, read_metrics
+from alp_megatron.report.write import write_report
+from alp_megatron.runtime.mesh import Rank
+from alp_megatron.trainer.record import token_ratios
 
 
 class Output:

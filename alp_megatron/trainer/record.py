@@ -1,12 +1,113 @@
 """One step's record: every metric over the step's whole batch, computed exactly, once."""
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
-from alp_megatron.diagnostics.correction import correction_metrics
-from alp_megatron.diagnostics.mismatch import mismatch_metrics
-from alp_megatron.diagnostics.ratio import ratio_metrics
-from alp_megatron.trainer.policy_update import UpdateRecord
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.config.schema import Config
+from alp_megatron.data.minibatch import as_sequence
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.fp8.linear import EmulatedFp8
+from alp_megatron.fp8.recipes import OPERANDS, without_fp8
+from alp_megatron.learner.learner import Learner, token_logprobs
+from alp_megatron.metrics.tokens import (
+    TokenRatios,
+    correction_metrics,
+    mismatch_metrics,
+    ratio_metrics,
+)
+from alp_megatron.trainer.step import UpdateRecord
+
+
+def has_envelope(config: Config, step: int) -> bool:
+    """Whether the step, counted from 0, writes envelopes/ and the metrics of `envelope_keys`."""
+    interval, done = config.logging.envelope_interval, step + 1
+    return interval > 0 and (done % interval == 0 or done == config.trainer.steps)
+
+
+def token_ratios(trajectories: list[Trajectory], updates: list[UpdateRecord]) -> TokenRatios:
+    """The sampled tokens of the updates that were made, update after update, by sample id.
+
+    Args:
+        trajectories: at least those that the updates trained on.
+        updates: in order, each with its `clean` arrays.
+    """
+    by_id = {t.sample_id: t for t in trajectories}
+    parts = [
+        _of_update(by_id, index, update)
+        for index, update in enumerate(updates)
+        if not update.skipped  # it may hold numbers that are not finite
+    ]
+    return TokenRatios(
+        *(np.concatenate(arrays) for arrays in zip(*parts or [_NOTHING], strict=True))
+    )
+
+
+_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int32), *[np.zeros(0, np.float32)] * 3)
+
+
+def _of_update(by_id: dict[int, Trajectory], index: int, update: UpdateRecord) -> tuple:
+    """The fields of TokenRatios, in their order."""
+    assert update.clean is not None
+    sample_id = update.tokens["sample_id"]
+    members = [by_id[i] for i in np.unique(sample_id).tolist()]
+    sampled = np.concatenate([t.loss_mask for t in members]) > 0
+    rollout = np.concatenate([t.rollout_logprobs for t in members])
+    return (
+        sample_id[sampled].astype(np.int64),
+        np.full(sampled.sum(), index, np.int32),
+        rollout[sampled].astype(np.float32),
+        update.clean["logprobs"][sampled].astype(np.float32),
+        update.tokens["logprobs"][sampled].astype(np.float32),
+    )
+
+
+SAMPLES = 64  # whose log-probabilities are computed in high precision as well
+
+
+def fp8_mismatch(
+    learner: Learner, trajectories: list[Trajectory], clean: dict | None
+) -> dict[str, float]:
+    """`fp8/k3` and `fp8/abs_diff_mean` of the FP8 policy, whose log-probabilities `clean` holds,
+    against the same weights in high precision; of the first samples. Collective."""
+    if learner.config.model.fp8 is None or clean is None:
+        return {}
+    few = sorted(trajectories, key=lambda t: t.sample_id)[:SAMPLES]
+    temperature = learner.config.rollout.temperature
+    with without_fp8(learner.policy_config):
+        high = token_logprobs(learner, [as_sequence(t) for t in few], temperature)
+    fp8, high = (np.concatenate([p[t.sample_id].numpy() for t in few]) for p in (clean, high))
+    mask = np.concatenate([t.loss_mask for t in few])
+    found = mismatch_metrics(fp8, high, mask, np.zeros(len(mask), dtype=int), "fp8")
+    return {name: found[name] for name in ("fp8/k3", "fp8/abs_diff_mean")}
+
+
+def fp8_update_metrics(learner: Learner, updates: list[UpdateRecord]) -> dict[str, float]:
+    """Of the step's updates, over all layers and ranks. Collective.
+
+    alp/fp8_surviving_fraction: see `fp8.survival`; of one micro-batch of the first update.
+    fp8/amax_*: the largest absolute value of the linear layers' operands (emulation only).
+    fp8/amax_growth_*: the largest amax over what its scale, made of earlier ones, has room for;
+        above 1 the largest values saturated (emulation of the delayed recipe only).
+    """
+    if learner.config.model.fp8 is None:
+        return {}
+    metrics = {}
+    total = sum(u.fp8_total for u in updates)
+    if total:
+        metrics["alp/fp8_surviving_fraction"] = sum(u.fp8_changed for u in updates) / total
+    if learner.policy_config.emulated_fp8 is None:
+        return metrics
+    linears = [m for c in learner.chunks for m in c.modules() if isinstance(m, EmulatedFp8)]
+    peaks = torch.stack([linear.fp8_meter.take() for linear in linears]).amax(0)
+    dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
+    kinds = ["amax"]
+    if learner.config.model.fp8.recipe == "delayed":
+        kinds.append("amax_growth")
+    for kind, values in zip(kinds, peaks.tolist(), strict=False):
+        pairs = zip(OPERANDS, values, strict=True)
+        metrics |= {f"fp8/{kind}_{operand}": value for operand, value in pairs}
+    return metrics
 
 
 def step_record(

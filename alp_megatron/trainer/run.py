@@ -5,25 +5,24 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from alp_megatron.checkpoint.resume import newest_whole
-from alp_megatron.checkpoint.state import load_checkpoint
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.model.hf_files import read_hf_config
+from alp_megatron.hf.files import read_hf_config
+from alp_megatron.learner.learner import Learner
+from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.perturbation.agreement import assert_keys_agree
+from alp_megatron.perturbation.noise import assert_keys_agree
 from alp_megatron.rollout.engine import RolloutEngine
-from alp_megatron.rollout.start import start_rollout_engine
-from alp_megatron.runtime.process_groups import Rank
+from alp_megatron.rollout.settings import start_rollout_engine
+from alp_megatron.runtime.mesh import Rank, from_first_rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.driver import Driver, stop_tokens
-from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.output import Output
 from alp_megatron.trainer.sync import sync, verified_sync
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.load import Checkpoint
-from alp_megatron.weights.noise import WeightNoise
+from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import Scheme, rollout_scheme
+from alp_megatron.weights.quantize.stream import WeightNoise
 
 
 @dataclass
@@ -147,3 +146,18 @@ def first_sync(run: Run, fresh: bool) -> None:
     if run.config.rollout.weight_noise:
         run.sync()
     dist.barrier()
+
+
+REQUEST = "stop"  # in the run directory: save after this step, and end
+ACKNOWLEDGEMENT = "stopped"
+
+
+def stop_requested(run_dir: Path) -> bool:
+    """The same answer on every rank. Collective."""
+    return from_first_rank((run_dir / REQUEST).exists())
+
+
+def acknowledge_stop(run_dir: Path) -> None:
+    """Called when the checkpoint is whole."""
+    (run_dir / ACKNOWLEDGEMENT).touch()
+    (run_dir / REQUEST).unlink(missing_ok=True)

@@ -2,18 +2,16 @@
 
 import torch
 
-from alp_megatron.model.microbatch import Sequence
+from alp_megatron.data.microbatch import Sequence
+from alp_megatron.data.minibatch import as_sequence
+from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.rollout.engine import RolloutEngine
-from alp_megatron.runtime.process_groups import from_first_rank
-from alp_megatron.trainer.batch import as_sequence
+from alp_megatron.runtime.mesh import from_first_rank
 from alp_megatron.trainer.driver import Driver
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.logprobs import token_logprobs
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.load import Checkpoint
-from alp_megatron.weights.noise import WeightNoise
+from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import Scheme, is_linear
-from alp_megatron.weights.quantize.stream import quantized
+from alp_megatron.weights.quantize.stream import WeightNoise, quantized
 from alp_megatron.weights.verify import (
     Digests,
     check_against_checkpoint,

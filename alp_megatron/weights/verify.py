@@ -1,5 +1,6 @@
 """The proof, at a run's first sync, that the engine holds the trainer's weights."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -7,10 +8,15 @@ import torch
 from torch import Tensor
 
 from alp_megatron.errors import RunError
-from alp_megatron.weights.digest import digest
-from alp_megatron.weights.load import Checkpoint
+from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import Scheme
 from alp_megatron.weights.quantize.stream import quantized
+
+
+def digest(tensor: Tensor) -> str:
+    """BLAKE2b-128 (hex) of the tensor's bytes in row-major order. Shape and dtype are not in it."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(raw.numpy(), digest_size=16).hexdigest()
 
 
 class SyncError(RunError):

@@ -16,7 +16,7 @@ def fp8_products() -> Found:
     from transformer_engine.common import recipe as recipes
     from transformer_engine.pytorch import Linear, fp8_autocast
 
-    from alp_megatron.config.validate_fp8 import unsupported
+    from alp_megatron.check.fp8 import unsupported
 
     known = {
         "delayed": recipes.DelayedScaling,
@@ -56,11 +56,8 @@ def fp8_products() -> Found:
 
 def emulated_products(name: str, x, w, g) -> dict[str, torch.Tensor]:
     """y, dx and dw of fp32 matrices in E4M3 with E5M2 gradients."""
-    from alp_megatron.fp8.amax import AmaxMeter
-    from alp_megatron.fp8.casts import E4M3, E5M2, round_trip
-    from alp_megatron.fp8.recipes import blockwise, mxfp8
-    from alp_megatron.fp8.scales import float32_scale
-    from alp_megatron.fp8.scope import Fp8Pass
+    from alp_megatron.fp8.recipes import AmaxMeter, Fp8Pass, blockwise, mxfp8
+    from alp_megatron.fp8.rounding import E4M3, E5M2, float32_scale, round_trip
 
     if name in ("delayed", "tensorwise"):
         kinds = ((x, E4M3), (w, E4M3), (g, E5M2))

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from alp_megatron.model.microbatch import Sequence
+from alp_megatron.data.microbatch import Sequence
+from alp_megatron.learner.learner import Learner
 from alp_megatron.perturbation import NoiseKey, NoisePlan, perturbation
-from alp_megatron.trainer.learner import Learner
 
 TOKENS = 48
 # -> the layer's output, the gradient of its s_l

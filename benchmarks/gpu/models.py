@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.data.trajectory import Trajectory
 from tests.models import make_model
 
 SHAPES = {

@@ -16,7 +16,7 @@ from benchmarks.gpu.training import fp8_recipes, quickstart
 def doctor_is_content() -> Found:
     """What `alp-megatron doctor` prints; it must find that the GPU path can run."""
     need("packaging")
-    from alp_megatron.doctor import doctor
+    from alp_megatron.commands.doctor import doctor
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         doctor()

@@ -24,16 +24,16 @@ def rollouts(quantization: Literal["none", "fp8"]) -> Found:
     """Seconds and GB/s of an update of the 0.5B model, quantised on the way, tokens/s of
     generation, and whether every tensor's hash came through."""
     need("vllm", "transformers")
+    from alp_megatron.conversion.hf_tensors import HfTensors
     from alp_megatron.rollout.engine import SamplingSpec
-    from alp_megatron.rollout.server_engine import ServerEngine
-    from alp_megatron.rollout.server_launch import ServerProcess
+    from alp_megatron.rollout.server.engine import ServerEngine
+    from alp_megatron.rollout.server.launch import ServerProcess
     from alp_megatron.rollout.settings import engine_settings
-    from alp_megatron.weights.digest import digest
     from alp_megatron.weights.quantize.scheme import rollout_scheme
     from alp_megatron.weights.quantize.stream import quantized
     from alp_megatron.weights.transport.cuda_ipc import CudaIpc
+    from alp_megatron.weights.verify import digest
     from benchmarks.gpu.models import model_directory, training_config
-    from conversion.hf_tensors import HfTensors
 
     with model_directory("0.5B") as path, tempfile.TemporaryDirectory() as scratch:
         config = training_config(path, "alp", None)

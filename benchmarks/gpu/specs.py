@@ -17,7 +17,7 @@ def specs_agree() -> Found:
     """Log-probabilities of the same tokens: Transformer Engine in bf16 on the GPU, the local spec
     in float32 on the CPU (the GPU is hidden from it: the local attention has no CUDA path)."""
     need("megatron", "transformer_engine", "numba")
-    from alp_megatron.diagnostics.mismatch import mismatch_metrics
+    from alp_megatron.metrics.tokens import mismatch_metrics
 
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as directory:

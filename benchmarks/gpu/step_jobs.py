@@ -2,9 +2,9 @@
 
 import torch
 
+from alp_megatron.learner.learner import Learner
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.trainer.step import update_policy
 from benchmarks.gpu.models import samples, training_config
 from benchmarks.rounds import seconds_by_rounds
 

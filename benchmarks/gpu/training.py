@@ -32,8 +32,8 @@ def fp8_recipes() -> Found:
     """STEPS steps in bf16 and under each recipe that the device can run."""
     from typing import get_args
 
+    from alp_megatron.check.fp8 import unsupported
     from alp_megatron.config.schema import Fp8Config
-    from alp_megatron.config.validate_fp8 import unsupported
 
     capability, cuda = torch.cuda.get_device_capability(), torch.version.cuda or "0"
     recipes = get_args(Fp8Config.model_fields["recipe"].annotation)

@@ -2,11 +2,10 @@
 
 from megatron.core import dist_checkpointing
 
-from alp_megatron.checkpoint.writer import write_in_this_process
-from alp_megatron.model.microbatch import Sequence
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.logprobs import token_logprobs
-from conversion.megatron_model import load_megatron, sharded_state
+from alp_megatron.conversion.megatron_model import load_megatron, sharded_state
+from alp_megatron.data.microbatch import Sequence
+from alp_megatron.learner.learner import Learner, token_logprobs
+from alp_megatron.learner.writer import write_in_this_process
 
 write_in_this_process()
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from alp_megatron.config.model_shape import read_model_shape
+from alp_megatron.hf.shape import read_model_shape
 from tests.e2e.runs import REPO
 
 MEMORY_LIMIT = 400e6  # bytes above the start, of a model of 1.02 GB

@@ -23,7 +23,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     if sys.argv[2:] == ["portable"]:
-        from alp_megatron.rollout.cpu_kernels import use_portable_kernels
+        from alp_megatron.rollout.vllm.patches import use_portable_kernels
 
         use_portable_kernels()
     llm = LLM(

@@ -4,12 +4,11 @@ import functools
 import sys
 import time
 
-import conversion.megatron_writer
-import conversion.to_hf
 from alp_megatron.cli import main
+from alp_megatron.conversion import to_hf, to_megatron
 
-conversion.megatron_writer.PIECE_BYTES = 20_000
-conversion.to_hf.TASK_ELEMENTS = 5_000
+to_megatron.PIECE_BYTES = 20_000
+to_hf.TASK_ELEMENTS = 5_000
 PAUSE = float(sys.argv[1])
 
 
@@ -23,7 +22,7 @@ def slowed(write):
     return writing
 
 
-for writer in (conversion.megatron_writer.MegatronWriter, conversion.to_hf.HfWriter):
+for writer in (to_megatron.MegatronWriter, to_hf.HfWriter):
     writer.write = slowed(writer.write)
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def other_type(tensors):
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_hugging_face_model(capsys, monkeypatch, tmp_path, hf, spoil, expected, workers):
-    monkeypatch.setattr("conversion.megatron_writer.PIECE_BYTES", 20_000)  # work for both
+    monkeypatch.setattr("alp_megatron.conversion.to_megatron.PIECE_BYTES", 20_000)
     spoil(hf)
     arguments = ["hf-to-megatron", "--hf", hf, "--workers", workers, "--verify", "off"]
     assert expected in refusal(capsys, tmp_path / "out", *arguments)
@@ -190,8 +190,8 @@ def small_disk(tmp_path):
 def test_no_space(capsys, monkeypatch, hf, megatron, small_disk, noticed, workers):
     if noticed == "midway":  # others filled the disk meanwhile
         usage = namedtuple("usage", "free")(10**12)
-        monkeypatch.setattr("conversion.output.shutil.disk_usage", lambda _: usage)
-    monkeypatch.setattr("conversion.megatron_writer.PIECE_BYTES", 20_000)
+        monkeypatch.setattr("alp_megatron.conversion.output.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("alp_megatron.conversion.to_megatron.PIECE_BYTES", 20_000)
     expected = "GB are free" if noticed == "before" else "no space is left"
     out, options = small_disk / "out", ["--workers", workers, "--verify", "off"]
     sentence = refusal(capsys, out, "hf-to-megatron", "--hf", hf, *options)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from alp_megatron.cli import main
-from alp_megatron.weights.quantize.fp8 import quantize_fp8, quantize_fp8_blocks
-from conversion import output, quantize
+from alp_megatron.conversion import output, quantize
+from alp_megatron.weights.quantize.codes import quantize_fp8, quantize_fp8_blocks
 from tests.e2e.runs import REPO
 from tests.models import make_model
 

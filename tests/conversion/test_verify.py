@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alp_megatron.cli import main
-from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Config, ModelConfig, RuntimeConfig
+from alp_megatron.conversion.parameters import parameters_of
+from alp_megatron.conversion.verify import LOGPROB_TOLERANCE, Verification
 from alp_megatron.errors import RunError
-from conversion.parameters import parameters_of
-from conversion.verify import LOGPROB_TOLERANCE, Verification
+from alp_megatron.hf.shape import read_model_shape
 from tests.conversion.trips import to_megatron
 from tests.families import SHAPES, make_family_model
 
@@ -61,7 +61,7 @@ def test_each_altered_tensor_is_named(converted, capsys, workers):
 
 def test_a_wrong_conversion_leaves_no_output(converted, tmp_path, capsys, monkeypatch):
     """Up and gate exchanged: exit code 1, the tensors named, nothing made."""
-    monkeypatch.setattr("conversion.hf_tensors.hf_rows", exchanged_rows)
+    monkeypatch.setattr("alp_megatron.conversion.hf_tensors.hf_rows", exchanged_rows)
     arguments = ["--hf", str(converted[0]), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["convert", "hf-to-megatron", *arguments]) == 1
     assert "FAILED model.layers.0.mlp.experts.0.gate_proj.weight" in capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_a_wrong_conversion_leaves_no_output(converted, tmp_path, capsys, monkey
 
 
 def exchanged_rows(parameter, start, stop):
-    from conversion.boxes import hf_rows
+    from alp_megatron.conversion.parameters import hf_rows
 
     names = dict(zip(parameter.hf_names, reversed(parameter.hf_names), strict=True))
     for name, low, high in hf_rows(parameter, start, stop):
@@ -78,7 +78,7 @@ def exchanged_rows(parameter, start, stop):
 
 def test_a_large_model_is_sampled(converted, capsys, monkeypatch):
     """One of each kind of parameter in the layers, and all outside them."""
-    monkeypatch.setattr("conversion.verify.ALL_TENSORS_UP_TO", 0)
+    monkeypatch.setattr("alp_megatron.conversion.verify.ALL_TENSORS_UP_TO", 0)
     verification(converted[0], "auto").tensors(converted[0], converted[1], workers=1)
     assert "a sample of 12 Megatron parameters" in capsys.readouterr().out
     with pytest.raises(RunError, match="lm_head.weight"):
@@ -94,7 +94,7 @@ def test_logprobs(workers, converted, tmp_path, which, expected):
     )
     result = tmp_path / "result.json"
     workers.run(
-        "conversion.logits_job:largest_difference",
+        "alp_megatron.conversion.logits_job:largest_difference",
         config,
         2,
         state_dir=str(converted[1]),

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from alp_megatron.config.schema import Config, ModelConfig
-from conversion.to_hf import megatron_to_hf
-from conversion.to_megatron import hf_to_megatron
+from alp_megatron.conversion.to_hf import megatron_to_hf
+from alp_megatron.conversion.to_megatron import hf_to_megatron
 
 
 def to_megatron(model_dir, out, tensor_parallel: int = 1) -> Path:

@@ -3,16 +3,14 @@
 import threading
 from pathlib import Path
 
-from alp_megatron.checkpoint.resume import newest_whole
-from alp_megatron.checkpoint.saver import CheckpointSaver
-from alp_megatron.checkpoint.state import load_checkpoint
+from alp_megatron.data.minibatch import as_sequence
+from alp_megatron.learner.learner import Learner, token_logprobs
+from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.saver import CheckpointSaver
+from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.runtime.process_groups import from_first_rank
-from alp_megatron.trainer.batch import as_sequence
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.logprobs import token_logprobs
-from alp_megatron.trainer.policy_update import update_policy
-from alp_megatron.trainer.sigmas import sigmas
+from alp_megatron.runtime.mesh import from_first_rank
+from alp_megatron.trainer.step import update_policy
 from alp_megatron.weights.export import ExportPlan
 
 

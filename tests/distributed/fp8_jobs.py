@@ -9,20 +9,17 @@ from megatron.core import parallel_state
 from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import Fp8Config
-from alp_megatron.fp8.experts import Fp8ExpertsNorm
-from alp_megatron.fp8.linear import Fp8ColumnParallelLinear
-from alp_megatron.fp8.megatron import fp8_settings
-from alp_megatron.fp8.scope import Fp8Pass, fp8_pass, without_fp8
-from alp_megatron.fp8.survival import count_surviving
-from alp_megatron.model.hf_config import policy_config
+from alp_megatron.data.minibatch import as_sequence, minibatches
+from alp_megatron.fp8.linear import Fp8ColumnParallelLinear, count_surviving
+from alp_megatron.fp8.recipes import Fp8Pass, fp8_pass, without_fp8
+from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.learner.learner import Learner, token_logprobs
+from alp_megatron.model.specs import Fp8ExpertsNorm
+from alp_megatron.model.transformer_config import fp8_settings, policy_config
 from alp_megatron.perturbation import NoiseKey, NoisePlan
-from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.logprobs import token_logprobs
-from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.trainer.record import fp8_mismatch, fp8_update_metrics
+from alp_megatron.trainer.step import update_policy
 from tests.distributed.jobs import update_gradients
 from tests.distributed.layouts import KEY, NUM_SAMPLES
 

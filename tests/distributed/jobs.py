@@ -7,17 +7,16 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 import alp_megatron.perturbation.layer as perturbed_layer
+from alp_megatron.data.microbatch import Sequence
+from alp_megatron.data.minibatch import as_sequence, minibatches
+from alp_megatron.learner.learner import Learner, token_logprobs
+from alp_megatron.learner.optimizer import sigmas
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
-from alp_megatron.model.microbatch import Sequence
 from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise
-from alp_megatron.perturbation.logits import LogitsNoise
-from alp_megatron.runtime.process_groups import from_every_rank
-from alp_megatron.trainer.batch import as_sequence, minibatches
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.logprobs import token_logprobs
-from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.perturbation.add_noise import LogitsNoise
+from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.trainer.record import step_record
-from alp_megatron.trainer.sigmas import sigmas
+from alp_megatron.trainer.step import update_policy
 from alp_megatron.weights.export import ExportPlan
 from benchmarks.gpu.graph_jobs import layer_calls
 from tests.distributed.layouts import KEY, NUM_SAMPLES
@@ -200,9 +199,8 @@ def load_then_continue(config, rank, run_dir: str, trajectories: list) -> dict:
 
 
 def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
-    from alp_megatron.checkpoint.resume import newest_whole
-    from alp_megatron.checkpoint.saver import CheckpointSaver
-    from alp_megatron.checkpoint.state import load_checkpoint
+    from alp_megatron.learner.saver import CheckpointSaver
+    from alp_megatron.learner.state import load_checkpoint, newest_whole
 
     learner = Learner(config, rank.device)
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
@@ -225,7 +223,7 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
 
 def off_policy(config, rank, configs: dict, trajectories: list) -> dict[str, list[dict]]:
     """A probe's updates with each configuration in turn: their metrics."""
-    from alp_megatron.probe.job import off_policy_updates
+    from alp_megatron.studies.probe.job import off_policy_updates
 
     return {
         name: off_policy_updates(Learner(own, rank.device), trajectories)[1]
@@ -235,7 +233,7 @@ def off_policy(config, rank, configs: dict, trajectories: list) -> dict[str, lis
 
 def start_of_probe(config, rank, checkpoint: str) -> dict:
     """What a probe begins with: the exported fp32 weights, and s_l by layer."""
-    from alp_megatron.probe.job import load_start
+    from alp_megatron.studies.probe.job import load_start
 
     learner = Learner(config, rank.device, load=lambda chunks: load_start(Path(checkpoint), chunks))
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])

@@ -2,6 +2,7 @@
 
 import random
 
+from alp_megatron.config.methods import with_method_defaults
 from alp_megatron.config.schema import (
     Config,
     ModelConfig,
@@ -10,9 +11,8 @@ from alp_megatron.config.schema import (
     RuntimeConfig,
     TrainerConfig,
 )
-from alp_megatron.objectives.methods import with_method_defaults
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.trajectory import Trajectory
 
 KEY = NoiseKey(seed=7, step=3, update=1)
 

@@ -24,7 +24,7 @@ def stages(config, place, configs: list[Config]) -> list[list[dict[str, int]]]:
 
     Parameters by their kind: 'split' over TP, 'replicated' over it, 'expert', 'sigma'.
     """
-    from alp_megatron.runtime.process_groups import leave
+    from alp_megatron.runtime.mesh import leave
 
     result = []
     for wanted in configs:
@@ -58,7 +58,7 @@ def _join(config: Config, stage: int) -> None:
 
 
 def _held(config: Config) -> dict[str, int]:
-    from alp_megatron.model.build import build_model
+    from alp_megatron.model.policy import build_model
 
     with torch.device("meta"), _OnMeta():
         chunks = build_model(config)

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alp_megatron.learner.learner import Learner
 from alp_megatron.perturbation import NoiseKey
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.trainer.step import update_policy
 
 MARK = 7_654_321  # bytes of the tensors before and after the update that is measured
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from alp_megatron.config.schema import Fp8Config
-from alp_megatron.trainer.batch import as_sequence
+from alp_megatron.data.minibatch import as_sequence
 from tests.distributed.layouts import config_for, processes_of, some_trajectories
 from tests.fp8_reference import E4M3, E5M2, floor_power, nearest_codes, rounded_blocks
 from tests.models import make_model

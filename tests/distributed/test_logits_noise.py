@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.perturbation.logits import LOGITS_LAYER
+from alp_megatron.perturbation.add_noise import LOGITS_LAYER
 from alp_megatron.perturbation.philox import reference_gaussian
 from tests.distributed.layouts import (
     KEY,

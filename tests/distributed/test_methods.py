@@ -2,8 +2,8 @@
 
 import pytest
 
+from alp_megatron.config.methods import METHODS, with_method_defaults
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.objectives.methods import METHODS, with_method_defaults
 from tests.distributed.layouts import config_for, processes_of, some_trajectories
 
 JOBS = "tests.distributed.jobs:"

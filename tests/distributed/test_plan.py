@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from alp_megatron.config.model_shape import read_model_shape
 from alp_megatron.config.schema import RolloutConfig
-from alp_megatron.plan.activations import longest_row, received_rows
-from alp_megatron.plan.memory import trainer_memory
-from alp_megatron.plan.traffic import update_traffic
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.estimate.memory import longest_row, received_rows, trainer_memory
+from alp_megatron.estimate.traffic import update_traffic
+from alp_megatron.hf.shape import read_model_shape
 from tests.distributed.layouts import config_for
 from tests.families import make_family_model
 from tests.models import make_model

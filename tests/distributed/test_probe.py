@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alp_megatron.diagnostics.keys import envelope_keys
+from alp_megatron.metrics.keys import envelope_keys
 from tests.distributed.layouts import config_for, processes_of, some_trajectories
 
 JOBS = "tests.distributed.jobs:"

@@ -3,8 +3,8 @@
 import pytest
 
 from alp_megatron.config.layout import world_size
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.plan.parameters import held_by_stage
+from alp_megatron.estimate.memory import held_by_stage
+from alp_megatron.hf.shape import read_model_shape
 from tests.distributed.layouts import config_for
 from tests.repository_configs import ROOT, run_configs, sweep_members
 

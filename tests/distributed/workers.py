@@ -63,7 +63,7 @@ def _free_port() -> int:
 
 
 def _serve(pipe) -> None:
-    from alp_megatron.runtime.lifetime import die_with_parent
+    from alp_megatron.runtime.launcher import die_with_parent
 
     die_with_parent(os.getppid())
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -73,7 +73,7 @@ def _serve(pipe) -> None:
     from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
 
     enable_cpu_megatron()
-    from alp_megatron.runtime.process_groups import join, leave
+    from alp_megatron.runtime.mesh import join, leave
 
     while True:
         job, config, rank, world_size, port, arguments = pipe.recv()

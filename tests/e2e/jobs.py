@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
+from alp_megatron.learner.learner import Learner
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.rollout.settings import engine_settings
-from alp_megatron.rollout.vllm_engine import VllmEngine
-from alp_megatron.trainer.learner import Learner
-from alp_megatron.trainer.policy_update import update_policy
+from alp_megatron.rollout.vllm.engine import VllmEngine
+from alp_megatron.trainer.step import update_policy
 from alp_megatron.trainer.sync import sync
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.save_hf import save_hf
+from alp_megatron.weights.hf_model import save_hf
 
 
 def running_and_fresh_scores(config, rank, trajectories, sequences, directory) -> list:

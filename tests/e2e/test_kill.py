@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
-from alp_megatron.checkpoint.manifest import damage
+from alp_megatron.learner.checkpoints import damage
 from tests.e2e.runs import QUIET, Command, last_checkpoint, records, train_arguments
 
 VICTIMS = ["command", "rank 1", "engine", "rank 0"]

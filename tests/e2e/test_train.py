@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from alp_megatron.config.load import load_config
-from alp_megatron.diagnostics.keys import envelope_keys, required_keys
-from alp_megatron.diagnostics.mismatch import mismatch_metrics
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.metrics.keys import envelope_keys, required_keys
+from alp_megatron.metrics.tokens import TokenRatios, mismatch_metrics
 from tests.distributed.layouts import some_trajectories
 from tests.distributed.workers import Workers
 from tests.e2e.runs import (

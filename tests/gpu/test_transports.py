@@ -11,9 +11,9 @@ pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from alp_megatron.rollout.server_engine import ServerEngine  # noqa: E402
-from alp_megatron.rollout.server_launch import ServerProcess  # noqa: E402
-from alp_megatron.weights.digest import digest  # noqa: E402
+from alp_megatron.rollout.server.engine import ServerEngine  # noqa: E402
+from alp_megatron.rollout.server.launch import ServerProcess  # noqa: E402
+from alp_megatron.weights.verify import digest  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[1] / "rollout"))
 from servers import settings_of  # noqa: E402

@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.weights.quantize.checkpoint import save_quantized
 from alp_megatron.weights.quantize.scheme import scheme_of_model
-from alp_megatron.weights.quantize.stream import quantized
+from alp_megatron.weights.quantize.stream import quantized, save_quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
 from alp_megatron.weights.verify import Digests
 
@@ -108,7 +107,7 @@ def settings(model_dir: Path, case: Case, **quantization) -> EngineSettings:
 
 
 def run(directory: Path, case: Case) -> dict:
-    from alp_megatron.rollout.vllm_worker import VllmWorker
+    from alp_megatron.rollout.vllm.worker import VllmWorker
 
     old = directory / f"{case.model}-old"
     scheme = None

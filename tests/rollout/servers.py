@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from alp_megatron.rollout.server_engine import ServerEngine
-from alp_megatron.rollout.server_launch import ServerProcess
+from alp_megatron.rollout.server.engine import ServerEngine
+from alp_megatron.rollout.server.launch import ServerProcess
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.weights.transport.protocol import Transport
+from alp_megatron.weights.transport.buckets import Transport
 
 MAX_LEN = 48
 

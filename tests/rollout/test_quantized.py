@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from alp_megatron.rollout.vllm_environment import child_environment
+from alp_megatron.rollout.vllm.arguments import child_environment
 from tests.families import make_family_model
 
 

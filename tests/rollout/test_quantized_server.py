@@ -8,9 +8,9 @@ from servers import settings_of
 from tiny_qwen2 import make_model, weights_of
 
 from alp_megatron.rollout.engine import EngineError
-from alp_megatron.rollout.server_engine import ServerEngine
-from alp_megatron.rollout.server_launch import ServerProcess
-from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.rollout.server.engine import ServerEngine
+from alp_megatron.rollout.server.launch import ServerProcess
+from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.weights.quantize.scheme import scheme_of_model
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport.shared_memory import SharedMemory

@@ -9,13 +9,11 @@ from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineError, SamplingSpec
-from alp_megatron.rollout.server_check import check_reachable
-from alp_megatron.rollout.server_client import new_session
-from alp_megatron.rollout.server_engine import ServerEngine
-from alp_megatron.rollout.server_identity import identity
-from alp_megatron.rollout.vllm_engine import VllmEngine
-from alp_megatron.weights.digest import digest
+from alp_megatron.rollout.server.client import check_reachable, identity, new_session
+from alp_megatron.rollout.server.engine import ServerEngine
+from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.weights.transport.directory import Directory
+from alp_megatron.weights.verify import digest
 from tests.e2e.runs import QUICKSTART, QUIET, run, the_sentence
 
 PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]

@@ -12,13 +12,13 @@ import pytest
 from servers import MAX_LEN, settings_of, start_servers
 from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
-from alp_megatron.rollout import server_engine
 from alp_megatron.rollout.engine import SamplingSpec
-from alp_megatron.rollout.server_engine import ServerEngine
-from alp_megatron.rollout.server_pool import Server
-from alp_megatron.rollout.vllm_engine import VllmEngine
-from alp_megatron.weights.digest import digest
+from alp_megatron.rollout.server import engine as server_engine
+from alp_megatron.rollout.server.engine import ServerEngine
+from alp_megatron.rollout.server.pool import Server
+from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.weights.transport.shared_memory import SharedMemory
+from alp_megatron.weights.verify import digest
 
 PROMPTS = [[2 + i % 60, 3, 1 + i % 7] for i in range(400)]
 SPEC = SamplingSpec(n=4, temperature=1.0, max_new_tokens=40, stop_token_ids=(), seed=5)

@@ -14,10 +14,10 @@ import torch
 from tiny_engine import MAX_LEN, SEQUENCES, start
 from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
+from alp_megatron.data.trajectory import to_trajectories
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
-from alp_megatron.rollout.sampling import to_trajectories
-from alp_megatron.weights.digest import digest
+from alp_megatron.weights.verify import digest
 from tests import shared_memory
 
 PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]

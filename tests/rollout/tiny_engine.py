@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.rollout.vllm_engine import VllmEngine
+from alp_megatron.rollout.vllm.engine import VllmEngine
 
 MAX_LEN = 48
 SEQUENCES = [[2, 3, 4, 9, 11], [7, 7, 8], [(5 * i) % 64 for i in range(MAX_LEN)]]

@@ -21,7 +21,7 @@ def submit(slurm, run_dir, *more) -> str:
 def servers(slurm, job) -> dict[str, psutil.Process]:
     """Each node's vLLM server."""
     found = [
-        p for p in slurm.processes(job) if "alp_megatron.rollout.server_process" in p.cmdline()
+        p for p in slurm.processes(job) if "alp_megatron.rollout.server.process" in p.cmdline()
     ]
     return {p.environ()["SLURMD_NODENAME"]: p for p in found}
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from alp_megatron.checkpoint.directory import (
+from alp_megatron.learner.checkpoints import (
     checkpoint_dirs,
     publish,
     remove_leftovers,

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from alp_megatron.checkpoint.manifest import damage, describe, write_manifest
+from alp_megatron.learner.checkpoints import damage, describe, write_manifest
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import pytest
 import yaml
 
 from alp_megatron.cli import main
-from alp_megatron.comparison.config import load_comparison
-from alp_megatron.comparison.methods import NAMES, named_values
-from alp_megatron.comparison.trials import plan
 from alp_megatron.config.load import load_config, resolved_yaml
+from alp_megatron.studies.compare.config import NAMES, load_comparison, named_values
+from alp_megatron.studies.compare.trials import plan
 from tests.e2e.runs import QUICKSTART, REPO
 
 EXAMPLES = sorted((REPO / "configs" / "comparisons").glob("*.yaml"))

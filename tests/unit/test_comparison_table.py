@@ -11,18 +11,25 @@ import yaml
 from matplotlib.figure import Figure
 
 from alp_megatron.cli import main
-from alp_megatron.comparison.bootstrap import mean_band, mean_interval
-from alp_megatron.comparison.collapse import collapse_reason, definition
-from alp_megatron.comparison.config import CollapseConfig, ComparisonConfig, load_comparison
-from alp_megatron.comparison.directory import check_definitions
-from alp_megatron.comparison.figure_envelopes import draw_envelopes, last_ratios
-from alp_megatron.comparison.figure_scores import draw_scores
-from alp_megatron.comparison.figures import split_panels
-from alp_megatron.comparison.outcomes import outcome
-from alp_megatron.comparison.trials import plan
 from alp_megatron.config.load import resolved_yaml
-from alp_megatron.diagnostics.token_ratios import TokenRatios
 from alp_megatron.errors import UserError
+from alp_megatron.metrics.intervals import mean_band, mean_interval
+from alp_megatron.metrics.tokens import TokenRatios
+from alp_megatron.studies.compare.config import (
+    CollapseConfig,
+    ComparisonConfig,
+    collapse_reason,
+    definition,
+    load_comparison,
+)
+from alp_megatron.studies.compare.figures import (
+    draw_envelopes,
+    draw_scores,
+    last_ratios,
+    split_panels,
+)
+from alp_megatron.studies.compare.outcomes import outcome
+from alp_megatron.studies.compare.trials import check_definitions, plan
 from tests.e2e.runs import QUICKSTART, REPO
 
 

@@ -4,10 +4,10 @@ from collections import namedtuple
 
 import pytest
 
-from alp_megatron.config import run_dir as module
 from alp_megatron.config.load import load_config
-from alp_megatron.config.run_dir import prepare_run_dir
 from alp_megatron.errors import UserError
+from alp_megatron.runtime import run_dir as module
+from alp_megatron.runtime.run_dir import prepare_run_dir
 from alp_megatron.tasks.tokenizer import write_model_files
 
 

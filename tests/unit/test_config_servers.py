@@ -1,7 +1,7 @@
 import pytest
 
+from alp_megatron.check.rollout import check_servers
 from alp_megatron.config.load import config_from
-from alp_megatron.config.servers import check_servers
 from alp_megatron.errors import UserError
 
 URLS = "rollout.server_urls"

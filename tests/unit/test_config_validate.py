@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from alp_megatron.check.validate import validate
 from alp_megatron.config.layout import data_parallel_size, num_microbatches, world_size
 from alp_megatron.config.load import load_config
-from alp_megatron.config.model_files import check_weights
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.config.validate import validate
+from alp_megatron.config.methods import METHODS
 from alp_megatron.errors import UserError
-from alp_megatron.objectives.methods import METHODS
+from alp_megatron.hf.files import check_weights
+from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.tasks.tokenizer import model_config, write_model_files
 
 

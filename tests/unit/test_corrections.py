@@ -5,15 +5,14 @@ import math
 import pytest
 import torch
 
+from alp_megatron.config.methods import needs_old_logprobs, with_method_defaults
 from alp_megatron.config.schema import CorrectionConfig, ObjectiveConfig
-from alp_megatron.model.microbatch import pack
-from alp_megatron.objectives.correction import correct
-from alp_megatron.objectives.methods import needs_old_logprobs, with_method_defaults
-from alp_megatron.objectives.objective import policy_objective
+from alp_megatron.data.microbatch import pack
+from alp_megatron.data.minibatch import MiniBatch, as_sequence
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.objectives.correction import correct, rejection_statistic
+from alp_megatron.objectives.loss import policy_objective
 from alp_megatron.objectives.ratios import log_ratio
-from alp_megatron.objectives.rejection import rejection_statistic
-from alp_megatron.trainer.batch import MiniBatch, as_sequence
-from alp_megatron.trajectory import Trajectory
 
 # w = pi_old / pi_rollout of four sequences: A (its last token masked), B, C, D (all masked).
 #   A: 2, 1/2, 3, (1000)   e^S = 2 * 1/2 * 3 = 3     e^G = 3^(1/3) = 1.442250

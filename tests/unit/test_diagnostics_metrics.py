@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from alp_megatron.diagnostics.health import CHECKS, Watch, warnings
-from alp_megatron.diagnostics.keys import MISMATCH, required_keys
-from alp_megatron.diagnostics.mismatch import mismatch_metrics
-from alp_megatron.diagnostics.ratio import ratio_metrics
+from alp_megatron.metrics.health import CHECKS, Watch, warnings
+from alp_megatron.metrics.keys import MISMATCH, required_keys
+from alp_megatron.metrics.tokens import mismatch_metrics, ratio_metrics
 
 
 def short(metrics):

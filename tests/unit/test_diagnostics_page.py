@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.correction import correction_metrics
-from alp_megatron.diagnostics.health import CHECKS
-from alp_megatron.diagnostics.keys import required_keys
+from alp_megatron.metrics.health import CHECKS
+from alp_megatron.metrics.keys import required_keys
+from alp_megatron.metrics.tokens import correction_metrics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diagnostics.md").read_text()
 NAMED = set(re.findall(r"`([a-z0-9_/]+)`", PAGE))

@@ -14,11 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alp_megatron.config.schema import Config, LoggingConfig
-from alp_megatron.diagnostics import console
-from alp_megatron.diagnostics.keys import required_keys
-from alp_megatron.diagnostics.metrics_file import read_metrics, truncate_after
-from alp_megatron.diagnostics.recorder import Recorder
 from alp_megatron.errors import UserError
+from alp_megatron.metrics import console
+from alp_megatron.metrics.keys import required_keys
+from alp_megatron.metrics.recorder import Recorder, read_metrics, truncate_after
 
 PLAIN = LoggingConfig(tensorboard=False, wandb=False)
 
@@ -107,7 +106,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from alp_megatron.config.schema import LoggingConfig
-from alp_megatron.diagnostics.recorder import Recorder
+from alp_megatron.metrics.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]), LoggingConfig())
 recorder.write(1, {"a": 1.0})
 print("ready", flush=True)

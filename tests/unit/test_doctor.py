@@ -1,7 +1,7 @@
 from packaging.requirements import Requirement
 
-from alp_megatron import doctor as module
-from alp_megatron.doctor import doctor
+from alp_megatron.commands import doctor as module
+from alp_megatron.commands.doctor import doctor
 
 
 def test_this_machine_can_run_what_the_tests_run(capsys):

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.envelope import Bin
-from alp_megatron.diagnostics.envelope_figure import draw_envelope, label_axes
-from alp_megatron.diagnostics.envelope_points import (
+from alp_megatron.metrics.envelope import (
+    Bin,
     Points,
     by_staleness,
     envelope,
     envelope_edges,
     envelope_points,
 )
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.metrics.tokens import TokenRatios
+from alp_megatron.report.envelope_figures import draw_envelope, label_axes
 
 # Values that float32 holds exactly. Response 7 has two tokens, 3 has one, 5 has three.
 RATIOS = TokenRatios(

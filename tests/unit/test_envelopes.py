@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from alp_megatron.config.load import config_from
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.errors import UserError
-from alp_megatron.trainer.envelopes import has_envelope, token_ratios
-from alp_megatron.trainer.policy_update import UpdateRecord
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.metrics.tokens import TokenRatios
+from alp_megatron.trainer.record import has_envelope, token_ratios
+from alp_megatron.trainer.step import UpdateRecord
 
 
 def trajectory(sample_id, mask, rollout):

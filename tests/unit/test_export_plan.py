@@ -2,7 +2,7 @@
 
 import random
 
-from alp_megatron.weights.export_plan import Part, buckets_of, entries_of
+from alp_megatron.weights.export import Part, buckets_of, entries_of
 from alp_megatron.weights.mapping import Rule
 
 Q, K, V = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from alp_megatron.fp8.amax import GRADIENT, INPUT, AmaxHistory, AmaxMeter
-from alp_megatron.fp8.casts import E4M3, E5M2
+from alp_megatron.fp8.recipes import GRADIENT, INPUT, AmaxHistory, AmaxMeter
+from alp_megatron.fp8.rounding import E4M3, E5M2
 
 
 def number(value: float) -> torch.Tensor:

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from alp_megatron.fp8.blocks import round_columns, round_rows, round_squares
-from alp_megatron.fp8.casts import E4M3, E5M2, encode, round_trip
-from alp_megatron.fp8.scales import e8m0_scale, float32_scale, power_of_two_scale
+from alp_megatron.fp8.rounding import (
+    E4M3,
+    E5M2,
+    e8m0_scale,
+    encode,
+    float32_scale,
+    power_of_two_scale,
+    round_columns,
+    round_rows,
+    round_squares,
+    round_trip,
+)
 from tests.fp8_reference import TABLES, floor_power, nearest_codes, rounded_blocks
 
 ONE = torch.ones(())

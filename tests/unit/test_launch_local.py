@@ -6,11 +6,11 @@ import pytest
 
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.errors import RunError, UserError
-from launch import cores, local, progress
-from launch.cores import cores_of, runs_at_once
-from launch.local import run_members
-from launch.manifest import Member
-from launch.progress import Progress
+from alp_megatron.launch import local
+from alp_megatron.launch import local as cores
+from alp_megatron.launch import local as progress
+from alp_megatron.launch.local import Progress, cores_of, run_members, runs_at_once
+from alp_megatron.launch.members import Member
 from tests.e2e.runs import QUICKSTART, REPO
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from alp_megatron.cli import main
 from alp_megatron.errors import UserError
-from launch.cluster import load_cluster, seconds
-from launch.render import render
+from alp_megatron.launch.cluster import load_cluster, render, seconds
 from tests.batch_scripts import CPU, H100, QUICKSTART, bash_accepts, directives
 
 

@@ -7,11 +7,10 @@ import pytest
 from alp_megatron.cli import main
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
-from launch.cluster import load_cluster
-from launch.render import render
-from launch.rollout_server import own_gpu
-from launch.run_config import run_config
-from launch.slurm import active_jobs
+from alp_megatron.launch.cluster import load_cluster, render
+from alp_megatron.launch.rollout_server import own_gpu
+from alp_megatron.launch.run_config import run_config
+from alp_megatron.launch.status import active_jobs
 from tests.batch_scripts import CPU, H100, QUICKSTART, bash_accepts, directives
 
 

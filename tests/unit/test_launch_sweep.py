@@ -6,10 +6,15 @@ import pytest
 
 from alp_megatron.cli import main
 from alp_megatron.errors import UserError
-from launch.manifest import Member, extended, read_manifest, write_manifest
-from launch.results import seed_means, table
-from launch.status import read_status, write_status
-from launch.sweep_config import expand, load_sweep
+from alp_megatron.launch.members import (
+    Member,
+    expand,
+    extended,
+    load_sweep,
+    read_manifest,
+    write_manifest,
+)
+from alp_megatron.launch.status import read_status, seed_means, table, write_status
 
 METHODS = "configs/sweeps/method_by_seed.yaml"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alp_megatron.perturbation import NoiseKey, NoisePlan
-from alp_megatron.perturbation.logits import LOGITS_LAYER, LogitsNoise
+from alp_megatron.perturbation.add_noise import LOGITS_LAYER, LogitsNoise
 from alp_megatron.perturbation.philox import MAX_LAYERS
 
 IDS, POSITIONS = torch.tensor([5, 5, 9, 2**40]), torch.tensor([0, 1, 1, 700])

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.envelope import envelope_bins, envelope_width
-from alp_megatron.diagnostics.mismatch_matrix import (
+from alp_megatron.metrics.envelope import envelope_bins, envelope_width
+from alp_megatron.studies.mismatch.table import (
     HEADERS,
     Agreement,
     compare,

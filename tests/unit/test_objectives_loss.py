@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alp_megatron.config.methods import with_method_defaults
 from alp_megatron.config.schema import ObjectiveConfig
-from alp_megatron.objectives.methods import with_method_defaults
-from alp_megatron.objectives.objective import LossInputs, policy_objective
-from alp_megatron.objectives.policy_loss import clipped_policy_loss
+from alp_megatron.objectives.loss import LossInputs, clipped_policy_loss, policy_objective
 
 CLIP = {"eps_low": 0.5, "eps_high": 3.0, "dual_clip": 3.0}  # r in [0.5, 4], c = 3
 

@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
 from alp_megatron.config.schema import Config, LoggingConfig, ModelConfig
-from alp_megatron.diagnostics.metrics_file import read_metrics
+from alp_megatron.metrics.recorder import read_metrics
 from alp_megatron.trainer.output import Output
 
 QUIET = LoggingConfig(tensorboard=False, wandb=False)

@@ -34,8 +34,8 @@ def _check_layer(rank, store):
 def _layer(perturbation):
     from megatron.core import tensor_parallel
 
-    from alp_megatron.model.hf_config import PolicyConfig
     from alp_megatron.model.specs import block_spec
+    from alp_megatron.model.transformer_config import PolicyConfig
     from alp_megatron.perturbation import PerturbedTransformerLayer
 
     config = PolicyConfig(
@@ -55,7 +55,7 @@ def _layer(perturbation):
 
 def _run(layer, hidden, plan):
     from alp_megatron.model.attention import AttentionLayout
-    from alp_megatron.model.packed_params import PackedParams
+    from alp_megatron.model.policy import PackedParams
 
     layout = AttentionLayout.of([ROWS])
     params = PackedParams(qkv_format="sbhd", noise=plan, attention_layout=layout)

@@ -7,14 +7,12 @@ import pytest
 
 from alp_megatron.cli import main
 from alp_megatron.config.load import load_config
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.plan.engine import engine_memory, engine_weights
-from alp_megatron.plan.fit import nearest_fit, problems
-from alp_megatron.plan.hardware import GIB, load_hardware
-from alp_megatron.plan.memory import trainer_memory
-from alp_megatron.plan.parameters import held_by_stage
-from alp_megatron.plan.seconds import training_flops
-from alp_megatron.plan.traffic import step_traffic, update_traffic
+from alp_megatron.estimate.engine import GIB, engine_memory, engine_weights, load_hardware
+from alp_megatron.estimate.fit import nearest_fit, problems
+from alp_megatron.estimate.memory import held_by_stage, trainer_memory
+from alp_megatron.estimate.report import training_flops
+from alp_megatron.estimate.traffic import step_traffic, update_traffic
+from alp_megatron.hf.shape import read_model_shape
 from tests.repository_configs import CONFIGS, ROOT
 
 MODELS = sorted(path.relative_to(ROOT).as_posix() for path in CONFIGS.glob("models/*/*h100*.yaml"))

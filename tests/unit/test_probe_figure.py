@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.token_ratios import TokenRatios
-from alp_megatron.probe.figure import draw_figure, merged, width_by_update
+from alp_megatron.metrics.tokens import TokenRatios
+from alp_megatron.studies.probe.figure import draw_figure, merged, width_by_update
 
 EDGES = np.array([-4.0, -3.0, -2.0, -1.0, 0.0])
 

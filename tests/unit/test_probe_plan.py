@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from alp_megatron.checkpoint.manifest import write_manifest
 from alp_megatron.cli import main
 from alp_megatron.config.load import load_config
-from alp_megatron.diagnostics.token_ratios import TokenRatios
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.errors import UserError
-from alp_megatron.probe.directory import (
+from alp_megatron.learner.checkpoints import write_manifest
+from alp_megatron.metrics.tokens import TokenRatios
+from alp_megatron.studies.probe.files import (
     add_method,
     prepare,
     read_configs,
@@ -16,8 +17,7 @@ from alp_megatron.probe.directory import (
     read_rollouts,
     write_rollouts,
 )
-from alp_megatron.probe.plan import plan
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.studies.probe.plan import plan
 
 CONFIG = "configs/quickstart.yaml"  # 32 x 8 samples, micro-batches of 32
 

@@ -8,9 +8,13 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
-from alp_megatron.weights.quantize.fp8 import quantize_fp8, quantize_fp8_blocks
-from alp_megatron.weights.quantize.int4 import pack_int4, quantize_int4
-from alp_megatron.weights.quantize.int8 import quantize_int8
+from alp_megatron.weights.quantize.codes import (
+    pack_int4,
+    quantize_fp8,
+    quantize_fp8_blocks,
+    quantize_int4,
+    quantize_int8,
+)
 
 GROUP = 32
 SHAPES = [(1, 32), (3, 96), (127, 160), (128, 128), (130, 288), (257, 384)]

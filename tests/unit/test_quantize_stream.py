@@ -5,12 +5,15 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 
 from alp_megatron.errors import UserError
-from alp_megatron.weights.quantize import pieces
-from alp_megatron.weights.quantize.config import quantization_config
-from alp_megatron.weights.quantize.fp8 import quantize_fp8, quantize_fp8_blocks
-from alp_megatron.weights.quantize.int4 import pack_int4, quantize_int4
-from alp_megatron.weights.quantize.int8 import quantize_int8
-from alp_megatron.weights.quantize.scheme import scheme_of
+from alp_megatron.weights.quantize import codes as pieces
+from alp_megatron.weights.quantize.codes import (
+    pack_int4,
+    quantize_fp8,
+    quantize_fp8_blocks,
+    quantize_int4,
+    quantize_int8,
+)
+from alp_megatron.weights.quantize.scheme import quantization_config, scheme_of
 from alp_megatron.weights.quantize.stream import quantized
 
 FORMATS = ("int8", "fp8", "fp8_block", "int4")

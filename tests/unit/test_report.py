@@ -5,12 +5,12 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from alp_megatron.diagnostics.canvas import scores, series
-from alp_megatron.diagnostics.figures import PLOTS
-from alp_megatron.diagnostics.report import write_report
-from alp_megatron.diagnostics.report_sections import older, summary, unhealthy
-from alp_megatron.diagnostics.run_record import read_run
 from alp_megatron.errors import UserError
+from alp_megatron.report.canvas import scores, series
+from alp_megatron.report.figures import PLOTS
+from alp_megatron.report.run_record import read_run
+from alp_megatron.report.sections import older, summary, unhealthy
+from alp_megatron.report.write import write_report
 from tests.reports import Tags, overwrite, write_config, write_envelope, write_run
 
 BY_STALENESS = [f"{of}_{n}" for of in ("token", "sequence_sum") for n in ("clean", "perturbed")]

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from alp_megatron.cli import main
-from alp_megatron.diagnostics.overlay_figures import LONGEST, OVERLAYS, shortened
-from alp_megatron.diagnostics.report import write_report
-from alp_megatron.diagnostics.report_sections import config_differences, mismatch_tables
-from alp_megatron.diagnostics.run_record import labels, read_runs
 from alp_megatron.errors import UserError
+from alp_megatron.report.overlay_figures import LONGEST, OVERLAYS, shortened
+from alp_megatron.report.run_record import labels, read_runs
+from alp_megatron.report.sections import config_differences, mismatch_tables
+from alp_megatron.report.write import write_report
 from tests.reports import Tags, overwrite, write_config, write_envelope, write_run
 
 

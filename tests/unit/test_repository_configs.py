@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from alp_megatron.check.validate import check_settings
 from alp_megatron.config.load import load_config
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.config.validate import check_settings
+from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED, scheme_of
 from tests.repository_configs import (
     CONFIGS,

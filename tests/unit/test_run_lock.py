@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from alp_megatron.config import run_lock
-from alp_megatron.config.run_lock import leave_to_first_rank, lock_run_dir
 from alp_megatron.errors import UserError
+from alp_megatron.runtime import run_dir as run_lock
+from alp_megatron.runtime.run_dir import leave_to_first_rank, lock_run_dir
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from alp_megatron.config.run_lock import *
+from alp_megatron.runtime.run_dir import *
 run_dir = Path(sys.argv[1])
 {body}
 print("done", flush=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from alp_megatron.rollout.server_client import ServerLost
-from alp_megatron.rollout.server_routing import route
+from alp_megatron.rollout.server.client import ServerLost
+from alp_megatron.rollout.server.pool import route
 
 
 @dataclass

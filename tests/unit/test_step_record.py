@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.keys import envelope_keys, required_keys
-from alp_megatron.trainer.policy_update import UpdateRecord
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.metrics.keys import envelope_keys, required_keys
 from alp_megatron.trainer.record import step_record
-from alp_megatron.trajectory import Trajectory
+from alp_megatron.trainer.step import UpdateRecord
 
 
 def trajectory(sample_id, logprobs, reward):

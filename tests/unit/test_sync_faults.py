@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from alp_megatron.rollout.engine import EngineError
-from alp_megatron.rollout.weight_stream import Receipt
-from alp_megatron.weights.digest import digest
+from alp_megatron.rollout.vllm.receipt import Receipt
 from alp_megatron.weights.quantize.scheme import Scheme, scheme_of
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
@@ -19,6 +18,7 @@ from alp_megatron.weights.verify import (
     check_codes_against_checkpoint,
     check_same_tensors,
     check_version,
+    digest,
 )
 from tests.e2e.runs import BASE_MODEL
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from alp_megatron.diagnostics.token_ratios import TokenRatios
 from alp_megatron.errors import UserError
+from alp_megatron.metrics.tokens import TokenRatios
 
 
 def test_what_is_saved_is_loaded(tmp_path):

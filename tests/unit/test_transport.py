@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from alp_megatron.weights.digest import digest
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
+from alp_megatron.weights.verify import digest
 
 
 @pytest.fixture

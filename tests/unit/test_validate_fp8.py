@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from alp_megatron.check.fp8 import check_fp8, unsupported
 from alp_megatron.config.schema import Config, Fp8Config, ModelConfig, TrainerConfig
-from alp_megatron.config.validate_fp8 import check_fp8, unsupported
 from alp_megatron.errors import UserError
 
 SHAPE = SimpleNamespace(experts=None, num_hidden_layers=4)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from alp_megatron.check.rollout import check_quantization
 from alp_megatron.config.load import config_from
-from alp_megatron.config.model_files import check_weights
-from alp_megatron.config.model_shape import read_model_shape
-from alp_megatron.config.validate_quantization import check_quantization
 from alp_megatron.errors import UserError
+from alp_megatron.hf.files import check_weights
+from alp_megatron.hf.shape import read_model_shape
 from tests.families import SHAPES, make_family_model
 
 
@@ -51,7 +51,7 @@ def test_an_fp8_cache_needs_avx512(tmp_path, monkeypatch):
 
 def test_a_gpu_gives_no_float32(tmp_path, monkeypatch):
     make_family_model(tmp_path, SHAPES["qwen3 tied"])
-    monkeypatch.setattr("alp_megatron.runtime.device.device_type", lambda _: "cuda")
+    monkeypatch.setattr("alp_megatron.runtime.mesh.device_type", lambda _: "cuda")
     refusal = check(tmp_path, "rollout.quantization=fp8", "rollout.dtype=float32")
     assert refusal.endswith("set rollout.dtype=bfloat16.")
     assert check(tmp_path, "rollout.quantization=fp8") == ""

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alp_megatron.fp8.blocks import round_rows, round_squares
-from alp_megatron.fp8.scales import float32_scale, power_of_two_scale
+from alp_megatron.fp8.rounding import float32_scale, power_of_two_scale, round_rows, round_squares
 from alp_megatron.weights.verify import SyncError, check_rounded_against_checkpoint
 from tests.fp8_reference import E4M3
 

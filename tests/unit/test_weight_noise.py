@@ -3,9 +3,9 @@ import hashlib
 import numpy as np
 import torch
 
-from alp_megatron.perturbation.key import NoiseKey
+from alp_megatron.perturbation.noise import NoiseKey
 from alp_megatron.perturbation.philox import reference_gaussian
-from alp_megatron.weights.noise import WeightNoise
+from alp_megatron.weights.quantize.stream import WeightNoise
 
 LINEAR = "model.layers.3.mlp.down_proj.weight"
 OTHER = "model.layers.3.input_layernorm.weight"

@@ -1,16 +1,27 @@
-"""The export stream with codes and scales in place of the weights that a scheme quantises."""
+"""What happens to the export stream on its way to an engine: quantisation, or noise on purpose."""
 
+import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from alp_megatron.errors import UserError
-from alp_megatron.weights.quantize.fp8 import quantize_fp8, quantize_fp8_blocks
-from alp_megatron.weights.quantize.int4 import pack_int4, quantize_int4
-from alp_megatron.weights.quantize.int8 import quantize_int8
-from alp_megatron.weights.quantize.pieces import by_pieces
-from alp_megatron.weights.quantize.scheme import BLOCK, Scheme
+from alp_megatron.perturbation import NoiseKey
+from alp_megatron.perturbation.noise import gaussian
+from alp_megatron.weights.hf_model import write_model
+from alp_megatron.weights.quantize.codes import (
+    by_pieces,
+    pack_int4,
+    quantize_fp8,
+    quantize_fp8_blocks,
+    quantize_int4,
+    quantize_int8,
+)
+from alp_megatron.weights.quantize.scheme import BLOCK, Scheme, is_linear, quantization_config
 
 
 def quantized(
@@ -56,3 +67,65 @@ def _codes_and_scales(weight: Tensor, quantization: str, group: int) -> tuple[Te
         return pack_int4(codes), scales
 
     return by_pieces(packed, weight)
+
+
+def save_quantized(
+    stream: Iterable[tuple[str, Tensor]],
+    scheme: Scheme,
+    source_dir: str | Path,
+    out_dir: str | Path,
+    dtype: torch.dtype,
+) -> None:
+    """Write what a live sync would send: safetensors, and config.json with quantization_config.
+
+    Args:
+        stream: (Hugging Face name, whole tensor in `dtype`) of the unquantised model.
+        source_dir: the model whose config.json and tokenizer are taken.
+        out_dir: appears when it is whole; must not exist.
+
+    Raises UserError naming a tensor that cannot be quantised.
+    """
+    out_dir = Path(out_dir)
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
+    try:
+        write_model(
+            quantized(stream, scheme),
+            Path(source_dir),
+            partial,
+            dtype,
+            quantization_config=quantization_config(scheme),
+        )
+        partial.rename(out_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@dataclass(frozen=True)
+class WeightNoise:
+    """W + scale * rms(W) * z in every linear layer of the decoder, as a quantiser would err.
+
+    z ~ N(0, 1) is drawn anew for each version, by the counter-based generator of all noise: its
+    bits depend on seed, version, tensor, row and column, and not on the layout.
+    """
+
+    scale: float
+    seed: int
+
+    def added(
+        self, stream: Iterable[tuple[str, Tensor]], version: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(HF name, whole tensor [n, k]) -> the same with noise, in the tensor's dtype."""
+        key = NoiseKey(self.seed, version, 0)
+        for name, tensor in stream:
+            if is_linear(name):
+                weight = tensor.float()
+                z = self._normals(key, name, weight)
+                tensor = (weight + self.scale * weight.square().mean().sqrt() * z).to(tensor.dtype)
+            yield name, tensor
+
+    def _normals(self, key: NoiseKey, name: str, weight: Tensor) -> Tensor:
+        # Far above the sample ids, which count from 0: no response's noise has this counter.
+        ident = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) | 2**56
+        rows = torch.arange(len(weight), device=weight.device)
+        return gaussian(key, 0, torch.full_like(rows, ident), rows, weight.shape[1])

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from alp_megatron.errors import RunError
-from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Memory, pack, to_json
-from alp_megatron.weights.transport.protocol import Receivers
+from alp_megatron.weights.transport.buckets import (
+    DEFAULT_CAPACITY,
+    Memory,
+    Receivers,
+    pack,
+    to_json,
+)
 
 
 class CudaIpc:

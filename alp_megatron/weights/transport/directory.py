@@ -16,10 +16,10 @@ from alp_megatron.weights.transport.buckets import (
     Bucket,
     Buffer,
     Memory,
+    Receivers,
     pack,
     to_json,
 )
-from alp_megatron.weights.transport.protocol import Receivers
 
 
 class Directory:

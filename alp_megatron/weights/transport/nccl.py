@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY
-from alp_megatron.weights.transport.protocol import Receivers
+from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Receivers
 
 
 class Nccl:

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Piece, pack, to_json
-from alp_megatron.weights.transport.protocol import Receivers
+from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Piece, Receivers, pack, to_json
 
 
 class SharedBuffer:

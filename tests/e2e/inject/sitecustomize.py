@@ -61,6 +61,6 @@ class AfterImport(importlib.abc.MetaPathFinder):
 
 
 if WHERE == "trainer":
-    sys.meta_path.insert(0, AfterImport("alp_megatron.weights.load", flip_in_trainer))
+    sys.meta_path.insert(0, AfterImport("alp_megatron.weights.hf_model", flip_in_trainer))
 else:
     sys.meta_path.insert(0, AfterImport("alp_megatron.weights.transport", flip_in_transport))

@@ -1,1 +1,0 @@
-"""Checkpoints of a run: written beside the training, whole or absent, proved by a manifest."""

@@ -1,0 +1,1 @@
+"""Hugging Face directories and Megatron checkpoints, from files to files, a layer at a time."""

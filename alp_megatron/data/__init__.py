@@ -1,0 +1,1 @@
+"""From sampled trajectories to micro-batches."""

@@ -1,1 +1,0 @@
-"""What a run tells about itself: metrics, their record, the console, figures, the report."""

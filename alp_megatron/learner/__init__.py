@@ -1,0 +1,1 @@
+"""Megatron's schedules, the optimizer, and what a checkpoint holds of them."""

@@ -1,0 +1,183 @@
+"""The training engine: Megatron's forward-backward schedules over micro-batches of samples."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from alp_megatron.config.schema import Config
+from alp_megatron.data.microbatch import MicroBatch, Sequence, pack, row_length
+from alp_megatron.hf.files import read_hf_config
+from alp_megatron.learner.optimizer import build_optimizer, step_if_finite, wrap
+from alp_megatron.model.policy import build_model
+from alp_megatron.model.transformer_config import token_multiple
+from alp_megatron.perturbation import NoiseKey, perturbation
+from alp_megatron.runtime.mesh import from_every_rank
+from alp_megatron.weights.hf_model import Checkpoint, load_hf
+
+# (log-probabilities [n], entropies [n], micro-batch) -> (loss, what to keep of it)
+LossFunction = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, dict]]
+
+
+@dataclass
+class StepResult:
+    """What one optimizer update did. `kept` is what the loss function kept, on the last stage."""
+
+    kept: list[dict]
+    grad_norm: float
+    skipped: bool
+
+
+class Learner:
+    """This rank's part of the policy and, for training, its optimizer.
+
+    Args:
+        training: with gradient buffers and an optimizer; else for log-probabilities only.
+        load: fills the chunks; from `model.path` if not given.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        *,
+        training: bool = True,
+        load: Callable[[list], None] | None = None,
+    ):
+        self.config = config
+        self.device = device
+        self.hf = read_hf_config(config.model.path)
+        self.rollout_dtype = getattr(torch, config.rollout.dtype)
+        self.chunks = build_model(config)
+        for chunk in self.chunks:
+            chunk.to(device)
+        if load:
+            load(self.chunks)
+        else:
+            load_hf(self.chunks, self.hf["model_type"], Checkpoint(config.model.path))
+        self.policy_config = self.chunks[0].config
+        self.policy_config.finalize_model_grads_func = _sum_gradients
+        self.model = self.chunks
+        self.optimizer = None
+        if training:
+            self.model = wrap(self.chunks, config)
+            self.optimizer, self.scheduler = build_optimizer(config, self.model)
+        self._forward_backward = get_forward_backward_func()
+
+    def pack(self, samples: list[Sequence], num_microbatches: int) -> list[MicroBatch]:
+        """Deal samples over micro-batches so that each has about the same number of tokens.
+
+        A micro-batch that gets no sample is a row of padding: every replica runs as many. Under
+        sequence parallelism TP splits a row; pipeline stages exchange rows of one shape; FP8
+        kernels take multiples of some number of tokens.
+        """
+        by_length = sorted(samples, key=lambda s: -len(s.token_ids))
+        dealt = [by_length[i::num_microbatches] for i in range(num_microbatches)]
+        packing, model = self.config.trainer.packing, self.config.model
+        multiple = model.tensor_model_parallel_size if model.sequence_parallel else 1
+        multiple *= token_multiple(model.fp8)
+        totals = [max(1, -(-row_length(d, packing) // multiple)) * multiple for d in dealt]
+        if model.pipeline_model_parallel_size > 1:
+            totals = [max(totals)] * num_microbatches
+        return [
+            pack(d, packing=packing, total_length=total, device=self.device)
+            for d, total in zip(dealt, totals, strict=True)
+        ]
+
+    def forward(self, batches: list, temperature: float, keep: Callable) -> list:
+        """Run micro-batches without gradients; `keep(logprobs, entropies, batch)` of each.
+
+        Returns the kept values on the last pipeline stage, an empty list elsewhere.
+        """
+
+        def loss(output, batch):
+            return output[0].sum(), torch.zeros((), dtype=torch.int), keep(*output, batch)
+
+        with torch.no_grad():
+            return self._run(batches, temperature, loss, forward_only=True)
+
+    def update(self, batches: list, temperature: float, loss_function: LossFunction) -> StepResult:
+        """One optimizer update from micro-batches whose losses are summed over all ranks.
+
+        A gradient that is not finite leaves parameters and optimizer state as they were.
+        """
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def loss(output, batch):
+            value, kept = loss_function(*output, batch)
+            return value, torch.ones((), dtype=torch.int), kept
+
+        kept = self._run(batches, temperature, loss, forward_only=False)
+        grad_norm = step_if_finite(self.optimizer)
+        skipped = not math.isfinite(grad_norm)
+        if not skipped:
+            self.scheduler.step(1)
+        return StepResult(kept, grad_norm, skipped)
+
+    def _run(self, batches, temperature, loss, *, forward_only) -> list:
+        def forward_step(iterator, model):
+            batch = next(iterator)
+            return model(batch, temperature), partial(loss, batch=batch)
+
+        return self._forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.model],
+            model=self.model,
+            num_microbatches=len(batches),
+            seq_length=len(batches[0].tokens),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+
+def _sum_gradients(model, num_tokens=None, **kwargs):
+    """Megatron would divide by the token count; our losses are already normalised globally."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def token_logprobs(
+    learner: Learner,
+    sequences: list[Sequence],
+    temperature: float = 1.0,
+    key: NoiseKey | None = None,
+) -> dict[int, Tensor]:
+    """fp32 log-probabilities of each sequence's predicted tokens, by sample id, on every rank.
+
+    A collective call. Unperturbed, unless a key is given.
+    """
+    batches = replica_microbatches(learner, sequences)
+
+    def keep(logprobs: Tensor, entropies: Tensor, batch: MicroBatch) -> dict[int, Tensor]:
+        lengths = torch.bincount(batch.sequence_index, minlength=len(batch.sequence_sample_ids))
+        parts = logprobs.cpu().split(lengths.tolist())
+        return dict(zip(batch.sequence_sample_ids, parts, strict=True))
+
+    with perturbation(key):
+        kept = learner.forward(batches, temperature, keep)
+    return {i: part for of in gather_from_replicas(kept) for i, part in of.items()}
+
+
+def replica_microbatches(learner: Learner, sequences: list[Sequence]) -> list[MicroBatch]:
+    """This replica's micro-batches, as many on every replica, with about as many tokens."""
+    rank = parallel_state.get_data_parallel_rank()
+    size = parallel_state.get_data_parallel_world_size()
+    by_length = sorted(sequences, key=lambda s: (-len(s.token_ids), s.sample_id))
+    count = -(-len(sequences) // (size * learner.config.trainer.micro_batch_size))
+    if learner.config.model.virtual_pipeline_model_parallel_size:
+        stages = learner.config.model.pipeline_model_parallel_size
+        count = -(-count // stages) * stages  # the interleaved schedule runs them in rounds
+    return learner.pack(by_length[rank::size], count)
+
+
+def gather_from_replicas(kept: list) -> list:
+    """What the last pipeline stages kept, once for each replica, on every rank."""
+    speaks = parallel_state.get_tensor_model_parallel_rank() == 0
+    return [item for part in from_every_rank(kept if speaks else []) for item in part]

@@ -1,0 +1,1 @@
+"""The numbers of a run: metrics, their record, healthy ranges, the console."""

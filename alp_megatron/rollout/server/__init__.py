@@ -1,0 +1,1 @@
+"""vLLM servers over HTTP."""

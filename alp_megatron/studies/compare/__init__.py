@@ -1,0 +1,1 @@
+"""Methods x mismatches x seeds."""

@@ -1,0 +1,1 @@
+"""Trainer against rollout engine at equal weights, for every pair of precisions."""

@@ -1,1 +1,0 @@
-"""Converts models between Hugging Face directories and Megatron checkpoints, a layer at a time."""

@@ -1,1 +1,0 @@
-"""Slurm: renders and submits runs and sweeps, says how they stand, gathers their results."""
