@@ -19,7 +19,7 @@ class Method:
     Attributes:
         denominator: whose log-probs the ratio is taken against: the rollout engine's, or
             those of the training engine with the rollout's weights.
-        perturbed: the update's forward pass runs inside the perturbation scope.
+        perturbed: the update's forward pass has noise.
         defaults: objective settings that replace the schema's defaults for this method.
         correction: the same for objective.correction.
         fixed: dotted settings below `objective` that define the method, with the values they

@@ -1,9 +1,11 @@
 """A micro-batch: several sequences in one row of tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from alp_megatron.metrics.counts import Counts
 
 PAD_SAMPLE_ID = -1
 
@@ -34,8 +36,7 @@ class MicroBatch:
         targets: [n] the tokens they predict.
         sequence_index: [n] which sequence of the micro-batch each belongs to.
         sequence_sample_ids: the sample ids of the sequences, in order.
-        noise_plans: what its perturbed forwards drew, one for each model chunk they ran through.
-        samples_fp8: whether FP8 layers count how much of the noise is left in their codes.
+        counts: of what its layers do; its tokens and padding are counted when it is packed.
     """
 
     tokens: Tensor
@@ -46,17 +47,11 @@ class MicroBatch:
     targets: Tensor
     sequence_index: Tensor
     sequence_sample_ids: list[int]
-    noise_plans: list = field(default_factory=list)
-    samples_fp8: bool = False
-
-    @property
-    def padding(self) -> int:
-        """Tokens that are computed only to fill the row."""
-        return int((self.sample_ids == PAD_SAMPLE_ID).sum())
+    counts: Counts
 
 
 def row_length(sequences: list[Sequence], packing: bool) -> int:
-    """Tokens of a row that holds these sequences, before it is padded at its end."""
+    """Returns the tokens of a row that holds these sequences, before it is padded at its end."""
     lengths = [len(s.token_ids) for s in sequences]
     return sum(lengths) if packing else len(lengths) * max(lengths, default=0)
 
@@ -97,6 +92,9 @@ def pack(
     def tensor(values):
         return torch.tensor(values, dtype=torch.int64, device=device)
 
+    counts = Counts(device)
+    counts.add("tokens", len(tokens))
+    counts.add("padding", sample_ids.count(PAD_SAMPLE_ID))
     return MicroBatch(
         tensor(tokens),
         tensor(positions),
@@ -106,4 +104,5 @@ def pack(
         tensor(targets),
         tensor(sequence_index),
         [s.sample_id for s in sequences],
+        counts,
     )

@@ -113,20 +113,21 @@ def _recipe(layer, settings: Fp8Config) -> Recipe:
 
 
 @torch.no_grad()
-def count_surviving(layer, clean: Tensor, noisy: Tensor, plan) -> None:
-    """Counts, in the plan, the elements of the first linear layer's input whose E4M3 code the
-    noise has changed.
+def count_surviving(layer, clean: Tensor, noisy: Tensor, noise) -> None:
+    """Counts the elements of the first linear layer's input whose E4M3 code the noise changed.
 
     That input is the norm of the hidden states [s, b, h], before and after the noise. Both are
     rounded with the scale that the noisy one gets: a code changes because its element did, not
     because a scale moved. Rows of padding are left out.
+
+    noise: the NoiseRows of the micro-batch, which has the counts.
     """
-    rows = plan.sample_ids >= 0
+    rows = noise.sample_ids >= 0
     before, after = (_normalised(layer, h).flatten(0, -2)[rows].float() for h in (clean, noisy))
     scale = _scale(layer, after)
     codes = [encode(operand, scale, E4M3).view(torch.uint8) for operand in (before, after)]
-    plan.fp8_changed += (codes[0] != codes[1]).sum()
-    plan.fp8_total += codes[0].numel()
+    noise.counts.add("fp8_changed", (codes[0] != codes[1]).sum())
+    noise.counts.add("fp8_total", codes[0].numel())
 
 
 def _normalised(layer, hidden_states: Tensor) -> Tensor:

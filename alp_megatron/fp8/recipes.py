@@ -48,7 +48,12 @@ _pass: ContextVar[Fp8Pass | None] = ContextVar("fp8_pass", default=None)
 
 @contextmanager
 def fp8_pass(current: Fp8Pass | None) -> Iterator[None]:
-    """Linear layers inside compute in FP8; with None in high precision."""
+    """Makes linear layers inside compute in FP8; with None in high precision.
+
+    Ambient, not an argument: Megatron's attention and MLP call their linear layers with the hidden
+    states alone. The transformer layer enters it anew in every forward and recomputation, with
+    the pass that came as an argument of its own.
+    """
     token = _pass.set(current)
     try:
         yield

@@ -17,7 +17,7 @@ from alp_megatron.hf.files import read_hf_config
 from alp_megatron.learner.optimizer import build_optimizer, step_if_finite, wrap
 from alp_megatron.model.policy import build_model
 from alp_megatron.model.transformer_config import token_multiple
-from alp_megatron.perturbation import NoiseKey, perturbation
+from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.weights.hf_model import Checkpoint, load_hf
 
@@ -26,8 +26,8 @@ LossFunction = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, dict]]
 
 
 @dataclass
-class StepResult:
-    """What one optimizer update did. `kept` is what the loss function kept, on the last stage."""
+class OptimizerStep:
+    """Says what one update did. `kept` is what the loss function kept, on the last stage."""
 
     kept: list[dict]
     grad_norm: float
@@ -71,7 +71,7 @@ class Learner:
         self._forward_backward = get_forward_backward_func()
 
     def pack(self, samples: list[Sequence], num_microbatches: int) -> list[MicroBatch]:
-        """Deal samples over micro-batches so that each has about the same number of tokens.
+        """Deals samples over micro-batches so that each has about the same number of tokens.
 
         A micro-batch that gets no sample is a row of padding: every replica runs as many. Under
         sequence parallelism TP splits a row; pipeline stages exchange rows of one shape; FP8
@@ -90,22 +90,32 @@ class Learner:
             for d, total in zip(dealt, totals, strict=True)
         ]
 
-    def forward(self, batches: list, temperature: float, keep: Callable) -> list:
-        """Run micro-batches without gradients; `keep(logprobs, entropies, batch)` of each.
+    def forward(
+        self, batches: list, temperature: float, keep: Callable, key: NoiseKey | None = None
+    ) -> list:
+        """Runs micro-batches without gradients; `keep(logprobs, entropies, batch)` of each.
 
-        Returns the kept values on the last pipeline stage, an empty list elsewhere.
+        Perturbed with the key's noise, if there is a key. Returns the kept values on the last
+        pipeline stage, an empty list elsewhere.
         """
 
         def loss(output, batch):
             return output[0].sum(), torch.zeros((), dtype=torch.int), keep(*output, batch)
 
         with torch.no_grad():
-            return self._run(batches, temperature, loss, forward_only=True)
+            return self._run(batches, temperature, key, loss, forward_only=True)
 
-    def update(self, batches: list, temperature: float, loss_function: LossFunction) -> StepResult:
-        """One optimizer update from micro-batches whose losses are summed over all ranks.
+    def update(
+        self,
+        batches: list,
+        temperature: float,
+        loss_function: LossFunction,
+        key: NoiseKey | None = None,
+    ) -> OptimizerStep:
+        """Makes one optimizer update; the micro-batches' losses are summed over all ranks.
 
-        A gradient that is not finite leaves parameters and optimizer state as they were.
+        Perturbed with the key's noise, if there is a key. A gradient that is not finite leaves
+        parameters and optimizer state as they were.
         """
         for chunk in self.model:
             chunk.zero_grad_buffer()
@@ -115,17 +125,17 @@ class Learner:
             value, kept = loss_function(*output, batch)
             return value, torch.ones((), dtype=torch.int), kept
 
-        kept = self._run(batches, temperature, loss, forward_only=False)
+        kept = self._run(batches, temperature, key, loss, forward_only=False)
         grad_norm = step_if_finite(self.optimizer)
         skipped = not math.isfinite(grad_norm)
         if not skipped:
             self.scheduler.step(1)
-        return StepResult(kept, grad_norm, skipped)
+        return OptimizerStep(kept, grad_norm, skipped)
 
-    def _run(self, batches, temperature, loss, *, forward_only) -> list:
+    def _run(self, batches, temperature, key, loss, *, forward_only) -> list:
         def forward_step(iterator, model):
             batch = next(iterator)
-            return model(batch, temperature), partial(loss, batch=batch)
+            return model(batch, temperature, key), partial(loss, batch=batch)
 
         return self._forward_backward(
             forward_step_func=forward_step,
@@ -149,9 +159,9 @@ def token_logprobs(
     temperature: float = 1.0,
     key: NoiseKey | None = None,
 ) -> dict[int, Tensor]:
-    """fp32 log-probabilities of each sequence's predicted tokens, by sample id, on every rank.
+    """Returns fp32 log-probabilities of each sequence's predicted tokens, by sample id.
 
-    A collective call. Unperturbed, unless a key is given.
+    Collective, with the same result on every rank. Unperturbed, unless a key is given.
     """
     batches = replica_microbatches(learner, sequences)
 
@@ -160,13 +170,12 @@ def token_logprobs(
         parts = logprobs.cpu().split(lengths.tolist())
         return dict(zip(batch.sequence_sample_ids, parts, strict=True))
 
-    with perturbation(key):
-        kept = learner.forward(batches, temperature, keep)
+    kept = learner.forward(batches, temperature, keep, key)
     return {i: part for of in gather_from_replicas(kept) for i, part in of.items()}
 
 
 def replica_microbatches(learner: Learner, sequences: list[Sequence]) -> list[MicroBatch]:
-    """This replica's micro-batches, as many on every replica, with about as many tokens."""
+    """Returns this replica's micro-batches, as many on every replica, with about as many tokens."""
     rank = parallel_state.get_data_parallel_rank()
     size = parallel_state.get_data_parallel_world_size()
     by_length = sorted(sequences, key=lambda s: (-len(s.token_ids), s.sample_id))
@@ -178,6 +187,6 @@ def replica_microbatches(learner: Learner, sequences: list[Sequence]) -> list[Mi
 
 
 def gather_from_replicas(kept: list) -> list:
-    """What the last pipeline stages kept, once for each replica, on every rank."""
+    """Returns what the last pipeline stages kept, once for each replica, on every rank."""
     speaks = parallel_state.get_tensor_model_parallel_rank() == 0
     return [item for part in from_every_rank(kept if speaks else []) for item in part]

@@ -17,7 +17,7 @@ from alp_megatron.model.attention import AttentionLayout, PackedRotaryEmbedding,
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.model.specs import block_spec
 from alp_megatron.model.transformer_config import PolicyConfig, padded_vocab_size, policy_config
-from alp_megatron.perturbation import NoisePlan, current_key
+from alp_megatron.perturbation import NoiseKey, NoiseRows
 from alp_megatron.perturbation.add_noise import LogitsNoise
 
 
@@ -25,14 +25,14 @@ from alp_megatron.perturbation.add_noise import LogitsNoise
 class PackedParams(PackedSeqParams):
     """Megatron hands this object to every layer and, by closure, to every recomputation.
 
-    That is why the noise plan lives here and not on a module: 1F1B runs other micro-batches
+    That is why the noise lives here and not on a module: 1F1B runs other micro-batches
     between a forward and its recomputation.
     """
 
     positions: Tensor | None = None
     sample_ids: Tensor | None = None
     attention_layout: AttentionLayout | None = None
-    noise: NoisePlan | None = None
+    noise: NoiseRows | None = None
     fp8: Fp8Pass | None = None
     predict_rows: Tensor | None = None
     targets: Tensor | None = None
@@ -40,9 +40,15 @@ class PackedParams(PackedSeqParams):
 
 
 def packed_params(
-    batch: MicroBatch, temperature: float, tp_rank: int, tp_size: int, sequence_parallel: bool
+    batch: MicroBatch,
+    temperature: float,
+    key: NoiseKey | None,
+    *,
+    tp_rank: int,
+    tp_size: int,
+    sequence_parallel: bool,
 ) -> PackedParams:
-    """Prepare a micro-batch for the layers, with noise if called inside a `perturbation` scope."""
+    """Prepares a micro-batch for the layers, with the key's noise unless it is None."""
     params = PackedParams(
         positions=batch.positions,
         sample_ids=batch.sample_ids,
@@ -59,25 +65,21 @@ def packed_params(
     else:
         params.qkv_format = "sbhd"
         params.attention_layout = AttentionLayout.of(batch.segment_lengths)
-    key = current_key()
     if key is not None:
         rows = slice(None)
         if sequence_parallel:
             share = len(batch.tokens) // tp_size
             rows = slice(tp_rank * share, (tp_rank + 1) * share)
-        params.noise = NoisePlan(
-            key, batch.sample_ids[rows], batch.positions[rows], batch.samples_fp8
-        )
-        batch.noise_plans.append(params.noise)
+        params.noise = NoiseRows(key, batch.sample_ids[rows], batch.positions[rows], batch.counts)
     return params
 
 
 class PolicyModel(GPTModel):
     """One pipeline chunk of the policy.
 
-    `forward(batch, temperature)` returns (log-probabilities [n], entropies [n]) of the
-    micro-batch's predicted tokens on the last stage, hidden states elsewhere. Inside a
-    `perturbation` scope every layer of it is perturbed.
+    `forward(batch, temperature, key)` returns (log-probabilities [n], entropies [n]) of the
+    micro-batch's predicted tokens on the last stage, hidden states elsewhere; without a key
+    no layer is perturbed.
     """
 
     def __init__(self, config: PolicyConfig, spec, *, max_sequence_length: int, **stage):
@@ -95,10 +97,11 @@ class PolicyModel(GPTModel):
             self.rotary_pos_emb = PackedRotaryEmbedding(config.kv_channels, rotary_percent=1.0)
         self.rotary_pos_emb.inv_freq = inverse_frequencies(config.rope, config.kv_channels, device)
 
-    def forward(self, batch: MicroBatch, temperature: float = 1.0):
+    def forward(self, batch: MicroBatch, temperature: float = 1.0, key: NoiseKey | None = None):
         params = packed_params(
             batch,
             temperature,
+            key,
             tp_rank=parallel_state.get_tensor_model_parallel_rank(),
             tp_size=self.config.tensor_model_parallel_size,
             sequence_parallel=self.config.sequence_parallel,
@@ -144,7 +147,10 @@ class PolicyModel(GPTModel):
             return None
         rows = params.predict_rows
         return LogitsNoise(
-            params.noise, settings.sigma0, params.sample_ids[rows], params.positions[rows]
+            params.noise.key_words,
+            settings.sigma0,
+            params.sample_ids[rows],
+            params.positions[rows],
         )
 
 

@@ -1,18 +1,15 @@
 """Adaptive Layerwise Perturbation: noise, its scale, and the layer that applies it."""
 
 from alp_megatron.perturbation.add_noise import add_noise
-from alp_megatron.perturbation.noise import NoiseKey, NoisePlan, assert_keys_agree, gaussian
-from alp_megatron.perturbation.scope import current_key, perturbation
+from alp_megatron.perturbation.noise import NoiseKey, NoiseRows, assert_keys_agree, gaussian
 
 __all__ = [
     "NoiseKey",
-    "NoisePlan",
+    "NoiseRows",
     "PerturbedTransformerLayer",
     "add_noise",
     "assert_keys_agree",
-    "current_key",
     "gaussian",
-    "perturbation",
 ]
 
 

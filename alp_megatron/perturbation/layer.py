@@ -14,7 +14,7 @@ class PerturbedTransformerLayer(TransformerLayer):
     """A TransformerLayer that owns s_l and perturbs its hidden states [s, b, h] when told to.
 
     `config.perturbation` is our PerturbationConfig, or None for a layer without noise. The
-    noise of a micro-batch comes as `packed_seq_params.noise`, a NoisePlan; without it the
+    noise of a micro-batch comes as `packed_seq_params.noise`, NoiseRows; without it the
     layer is Megatron's own. Noise is added before the residual is taken, so it stays in the
     residual stream.
 
@@ -35,19 +35,19 @@ class PerturbedTransformerLayer(TransformerLayer):
 
     def forward(self, hidden_states: Tensor, *args, packed_seq_params=None, **kwargs):
         """`TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
-        plan = getattr(packed_seq_params, "noise", None)
-        if plan is not None and self.perturbs():
+        noise = getattr(packed_seq_params, "noise", None)
+        if noise is not None and self.perturbs():
             settings, clean = self.config.perturbation, hidden_states
             hidden_states = add_noise(
                 hidden_states,
                 self.log_sigma_scale,
                 settings.sigma0,
-                plan,
+                noise,
                 self.layer_number - 1,
                 settings.sigma_mode,
             )
-            if plan.samples_fp8 and self._computes_in_fp8():
-                count_surviving(self, clean, hidden_states, plan)
+            if noise.counts.of_fp8 and self._computes_in_fp8():
+                count_surviving(self, clean, hidden_states, noise)
         fp8 = getattr(packed_seq_params, "fp8", None) if self._computes_in_fp8() else None
         with fp8_pass(fp8):
             return super().forward(
@@ -55,7 +55,7 @@ class PerturbedTransformerLayer(TransformerLayer):
             )
 
     def perturbs(self) -> bool:
-        """Whether a noise plan reaches this layer's hidden states."""
+        """Returns whether noise is added to this layer's hidden states."""
         settings = self.config.perturbation
         if settings is None or settings.sigma0 == 0 or settings.target != "layers":
             return False

@@ -1,4 +1,4 @@
-"""The noise: its key, the rows that get it, and z as a function of its names."""
+"""Names the noise: its key, the rows that get it, and z as a function of these."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alp_megatron.errors import UserError
+from alp_megatron.metrics.counts import Counts
 from alp_megatron.perturbation.philox import MAX_CHANNELS, MAX_LAYERS, philox4x32
 from alp_megatron.runtime.mesh import from_every_rank
 
@@ -38,7 +39,7 @@ class NoiseKey:
                 )
 
     def words(self) -> tuple[int, int]:
-        """The two uint32 Philox key words of this update.
+        """Returns the two uint32 Philox key words of this update.
 
         One Philox block over (step, update, domain) under the seed, cut to 64 bits. Before
         the cut the map is a bijection for each seed; after it, two given keys share their
@@ -56,28 +57,24 @@ def _words(seed: int, step: int, update: int) -> tuple[int, int]:
 
 
 @dataclass(eq=False)
-class NoisePlan:
-    """Which noise the rows of one micro-batch get, and how much of it survived rounding.
+class NoiseRows:
+    """Names the noise of each row of one micro-batch, and counts how much of it survives rounding.
 
     sample_ids, positions: int64 [n], one entry for each row of hidden states that this rank
     holds, in the order of [s, b] flattened; a negative sample id marks padding, which gets no
     noise and is not counted.
 
-    The plan travels with its micro-batch, never on a module: recompute and 1F1B pipelining
-    run other micro-batches between the forward and the backward of this one.
+    It travels with its micro-batch, never on a module: recompute and 1F1B pipelining run other
+    micro-batches between the forward and the backward of this one.
     """
 
     key: NoiseKey
     sample_ids: Tensor
     positions: Tensor
-    samples_fp8: bool = False  # whether FP8 layers fill in the two counts of theirs
+    counts: Counts = None  # type: ignore[assignment]  # the micro-batch's; its own if not given
     # The key's words live on the device so that a captured CUDA graph reads, not bakes in, them.
     key_words: Tensor = field(init=False)  # int64 [2]
     rows: Tensor = field(init=False)  # int64 [], rows that are not padding
-    changed: Tensor = field(init=False)  # int64 [], hidden elements that the noise changed
-    total: Tensor = field(init=False)  # int64 [], hidden elements that got noise
-    fp8_changed: Tensor = field(init=False)  # int64 [], FP8 codes that the noise changed
-    fp8_total: Tensor = field(init=False)  # int64 [], FP8 codes that were looked at
 
     def __post_init__(self):
         assert self.sample_ids.dim() == 1 and self.sample_ids.shape == self.positions.shape
@@ -85,22 +82,15 @@ class NoisePlan:
         device = self.sample_ids.device
         self.key_words = torch.tensor(self.key.words(), dtype=torch.int64, device=device)
         self.rows = (self.sample_ids >= 0).sum()
-        for count in ("changed", "total", "fp8_changed", "fp8_total"):
-            setattr(self, count, torch.zeros((), dtype=torch.int64, device=device))
-
-    @property
-    def effective_fraction(self) -> Tensor:
-        """changed / total, fp64 [], NaN if nothing was perturbed. To pool over plans or ranks
-        add the two counts first."""
-        return self.changed.double() / self.total
-
-
-# Picks the noise kernels of a device. They are imported on first use: numba and Triton are slow to
-# import, and a machine needs only one of them.
+        if self.counts is None:
+            self.counts = Counts(device)
 
 
 def kernels(device: torch.device) -> ModuleType:
-    """The module with `fill`, `add` and `dot` for the device."""
+    """Returns the module with `fill`, `add` and `dot` for the device.
+
+    Imported on first use: numba and Triton are slow to import, and a machine needs only one.
+    """
     if device.type == "cuda":
         from alp_megatron.perturbation import triton_kernel
 
@@ -119,7 +109,7 @@ def gaussian(
     *,
     channel_start: int = 0,
 ) -> Tensor:
-    """z(key, layer, sample, position, channel) ~ N(0, 1): the same bits at every call.
+    """Returns z(key, layer, sample, position, channel) ~ N(0, 1), the same bits at every call.
 
     sample_ids, positions: int64 [n], on the device that shall hold the result; positions are
     below 2**32; rows with a negative sample id are padding and get 0. layer: the global layer
@@ -150,7 +140,7 @@ def gaussian(
 
 
 def assert_keys_agree(key: NoiseKey, group: dist.ProcessGroup | None = None) -> None:
-    """Collective over the group: raise UserError on every rank if their keys differ.
+    """Raises UserError on every rank of the group if their keys differ. Collective.
 
     Call it at the start and at each resume: ranks of a tensor-parallel group with different
     keys would train on inconsistent hidden states without any other sign.

@@ -1,5 +1,7 @@
 """One step's record: every metric over the step's whole batch, computed exactly, once."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -93,9 +95,10 @@ def fp8_update_metrics(learner: Learner, updates: list[UpdateRecord]) -> dict[st
     if learner.config.model.fp8 is None:
         return {}
     metrics = {}
-    total = sum(u.fp8_total for u in updates)
-    if total:
-        metrics["alp/fp8_surviving_fraction"] = sum(u.fp8_changed for u in updates) / total
+    counts = _counts(updates)
+    if counts["fp8_total"]:
+        share = counts["fp8_changed"] / counts["fp8_total"]
+        metrics["alp/fp8_surviving_fraction"] = share
     if learner.policy_config.emulated_fp8 is None:
         return metrics
     linears = [m for c in learner.chunks for m in c.modules() if isinstance(m, EmulatedFp8)]
@@ -131,7 +134,7 @@ def step_record(
     """
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
-    computed = sum(u.computed_tokens for u in updates)
+    counts = _counts(updates)
     response = sum(len(t.response_ids) for t in trajectories)
     return {
         "reward/mean": float(rewards.mean()),
@@ -141,7 +144,7 @@ def step_record(
         **sigma_metrics(sigmas),
         "tokens/prompt": sum(len(t.prompt_ids) for t in trajectories),
         "tokens/response": response,
-        "tokens/padding_share": _share(sum(u.padding_tokens for u in updates), computed),
+        "tokens/padding_share": _share(counts["padding"], counts["tokens"]),
         "throughput/rollout_tokens_per_s": response / seconds["rollout"],
         "throughput/train_tokens_per_s": sum(t.num_tokens for t in trajectories) / seconds["train"],
         "policy_version/lag_mean": float(lags.mean()),
@@ -158,16 +161,14 @@ def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) 
     """
     flat = _flat(trajectories)
     pooled = _pool(updates, [u.tokens for u in updates])
-    mask = flat["mask"] * pooled["made"]
+    mask, counts = flat["mask"] * pooled["made"], _counts(updates)
     metrics = {
         "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
         "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
         "entropy": _mean(pooled["entropies"][mask > 0]),
         **_numerator_metrics(pooled, mask, flat, "ratio", "mismatch_perturbed"),
         **correction_metrics(pooled, mask),
-        "alp/effective_fraction": _share(
-            sum(u.noise_changed for u in updates), sum(u.noise_total for u in updates)
-        ),
+        "alp/effective_fraction": _share(counts["noise_changed"], counts["noise_total"]),
         "updates/skipped": sum(u.skipped for u in updates),
     }
     clean = [u.clean for u in updates if u.clean is not None]
@@ -219,6 +220,10 @@ def _pool(updates: list[UpdateRecord], tokens: list[dict]) -> dict[str, np.ndarr
     )
     order = np.argsort(pooled["sample_id"], kind="stable")
     return {name: values[order] for name, values in pooled.items()}
+
+
+def _counts(updates: list[UpdateRecord]) -> Counter[str]:
+    return sum((update.counts for update in updates), Counter())
 
 
 def _concat(rows: list) -> np.ndarray:

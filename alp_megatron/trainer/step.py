@@ -1,11 +1,11 @@
 """One policy update over the whole run's ranks."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from alp_megatron.config.methods import METHODS
@@ -13,8 +13,9 @@ from alp_megatron.data.microbatch import MicroBatch
 from alp_megatron.data.minibatch import MiniBatch, as_sequence
 from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.learner.learner import Learner, gather_from_replicas, replica_microbatches
+from alp_megatron.metrics.counts import Counts
 from alp_megatron.objectives.loss import policy_objective
-from alp_megatron.perturbation import NoiseKey, perturbation
+from alp_megatron.perturbation import NoiseKey
 
 
 @dataclass
@@ -26,9 +27,7 @@ class UpdateRecord:
             `logprobs`, `entropies`, `log_ratio`, `clip_low`, `clip_high`, `dual_clip`, and
             `weight`, `kept` where the objective has a correction.
         loss: the global loss.
-        noise_changed, noise_total: hidden elements that the noise changed, and that got noise.
-        computed_tokens, padding_tokens: rows that went through the model, and those of no use.
-        fp8_changed, fp8_total: FP8 codes that the noise changed, and that were looked at.
+        counts: see `metrics.counts`, over all ranks.
         clean: the same arrays without the noise, at the weights that the update started from;
             None where that was not asked for.
         clean_seconds: what they took, as this rank sees it.
@@ -38,12 +37,7 @@ class UpdateRecord:
     loss: float
     grad_norm: float
     skipped: bool
-    noise_changed: int
-    noise_total: int
-    computed_tokens: int
-    padding_tokens: int
-    fp8_changed: int = 0
-    fp8_total: int = 0
+    counts: Counter[str]
     clean: dict[str, np.ndarray] | None = None
     clean_seconds: float = 0.0
 
@@ -88,25 +82,24 @@ def update_policy(
         return value, {"tokens": tokens, "loss": float(value.detach())}
 
     # A sample is enough: it costs two more norms and roundings in every layer.
-    batches[0].samples_fp8 = config.model.fp8 is not None and key.update == 0
+    batches[0].counts.of_fp8 = config.model.fp8 is not None and key.update == 0
     started, clean = time.perf_counter(), None
     if measure_clean and method.perturbed:
         seen = learner.forward(batches, config.rollout.temperature, lambda *o: observe(*o)[1])
         clean = _by_sample(gather_from_replicas(seen))
     clean_seconds = time.perf_counter() - started
 
-    with perturbation(key if method.perturbed else None):
-        result = learner.update(batches, config.rollout.temperature, loss)
+    noise = key if method.perturbed else None
+    result = learner.update(batches, config.rollout.temperature, loss, noise)
 
     kept = gather_from_replicas(result.kept)
-    counts = _total_counts(batches)
     tokens = _by_sample([k["tokens"] for k in kept])
     return UpdateRecord(
         tokens,
         sum(k["loss"] for k in kept),
         result.grad_norm,
         result.skipped,
-        *counts,
+        Counts.over_all_ranks([batch.counts for batch in batches]),
         clean=tokens if measure_clean and not method.perturbed else clean,
         clean_seconds=clean_seconds,
     )
@@ -121,20 +114,3 @@ def _by_sample(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     order = np.argsort(joined["sample_id"], kind="stable")
     return {name: values[order] for name, values in joined.items()}
-
-
-def _total_counts(batches: list[MicroBatch]) -> list[int]:
-    plans = [plan for batch in batches for plan in batch.noise_plans]
-    counts = torch.tensor(
-        [
-            sum(int(p.changed) for p in plans),
-            sum(int(p.total) for p in plans),
-            sum(len(b.tokens) for b in batches),
-            sum(b.padding for b in batches),
-            sum(int(p.fp8_changed) for p in plans),
-            sum(int(p.fp8_total) for p in plans),
-        ],
-        device=batches[0].tokens.device,
-    )
-    dist.all_reduce(counts)
-    return counts.tolist()

@@ -8,24 +8,24 @@ from torch import Tensor
 
 from alp_megatron.data.microbatch import Sequence
 from alp_megatron.learner.learner import Learner
-from alp_megatron.perturbation import NoiseKey, NoisePlan, perturbation
+from alp_megatron.perturbation import NoiseKey, NoiseRows
 
 TOKENS = 48
 # -> the layer's output, the gradient of its s_l
 Call = Callable[[], tuple[Tensor, Tensor]]
 
 
-def layer_calls(learner: Learner, keys: list[NoiseKey]) -> list[tuple[Call, NoisePlan]]:
+def layer_calls(learner: Learner, keys: list[NoiseKey]) -> list[tuple[Call, NoiseRows]]:
     """For each key a call of the first layer on the same hidden states, forward and backward, with
-    all that the model would give it; and the plan from which the call reads the key."""
+    all that the model would give it; and the noise from which the call reads the key."""
     layer = learner.chunks[0].decoder.layers[0]
     batch = learner.pack([Sequence(5, list(range(3, 3 + TOKENS)), first_predicted=1)], 1)[0]
-    calls: list[tuple[Call, NoisePlan]] = []
+    calls: list[tuple[Call, NoiseRows]] = []
     for key in keys:
         given: dict = {}
         hook = layer.register_forward_pre_hook(partial(_keep, given), with_kwargs=True)
-        with torch.no_grad(), perturbation(key):
-            learner.chunks[0](batch)
+        with torch.no_grad():
+            learner.chunks[0](batch, key=key)
         hook.remove()
         given["hidden_states"] = given["hidden_states"].clone().requires_grad_()
         calls.append((partial(_forward_backward, layer, given), given["packed_seq_params"].noise))
@@ -50,7 +50,7 @@ def replayed_layer(config, rank) -> dict:
     model_parallel_cuda_manual_seed(1, use_cudagraphable_rng=True, force_reset_rng=True)
     learner = Learner(config, rank.device, training=False)
     keys = [NoiseKey(1, 2, 3), NoiseKey(1, 2, 4)]
-    (captured_call, plan), (other_call, other) = layer_calls(learner, keys)
+    (captured_call, noise), (other_call, other) = layer_calls(learner, keys)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -60,7 +60,7 @@ def replayed_layer(config, rank) -> dict:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out, gradient = captured_call()
-    plan.key_words.copy_(other.key_words)
+    noise.key_words.copy_(other.key_words)
     graph.replay()
     expected, expected_gradient = other_call()
     return {

@@ -9,29 +9,29 @@ def graph_follows_key() -> Found:
     """Forward and backward of the perturbation captured once, replayed with another key: the
     result must be that key's, not the captured one's."""
     need("triton")
-    from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise
+    from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise
 
     rows = torch.arange(256, device="cuda")
-    plan = NoisePlan(NoiseKey(1, 2, 3), rows, rows)
+    noise = NoiseRows(NoiseKey(1, 2, 3), rows, rows)
     hidden = torch.randn(256, 1024, device="cuda").requires_grad_()
     log_scale = torch.zeros(1, device="cuda").requires_grad_()
     weight = torch.randn_like(hidden)
 
-    def run(plan):
-        out = add_noise(hidden, log_scale, 0.1, plan, 0)
+    def run(noise):
+        out = add_noise(hidden, log_scale, 0.1, noise, 0)
         (gradient,) = torch.autograd.grad((out * weight).sum(), log_scale)
         return out, gradient
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run(plan)  # compiles the kernels, outside of the capture
+        run(noise)  # compiles the kernels, outside of the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run(plan)
-    other = NoisePlan(NoiseKey(1, 2, 4), rows, rows)
-    plan.key_words.copy_(other.key_words)
+        captured = run(noise)
+    other = NoiseRows(NoiseKey(1, 2, 4), rows, rows)
+    noise.key_words.copy_(other.key_words)
     graph.replay()
     expected = run(other)
     same = all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))

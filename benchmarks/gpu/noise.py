@@ -15,7 +15,7 @@ def noise_agrees() -> Found:
     that is wrong by far more than 1e-6.
     """
     need("triton", "numba")
-    from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise, gaussian
+    from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise, gaussian
 
     key = NoiseKey(2**62 + 5, 7, 3)
     sample_ids = torch.arange(1000) * (2**40 + 11)
@@ -24,12 +24,12 @@ def noise_agrees() -> Found:
     ours = gaussian(key, 31, sample_ids.cuda(), positions.cuda(), 1027).cpu()
     changed = []
     for device in ("cpu", "cuda"):
-        plan = NoisePlan(key, sample_ids.to(device), positions.to(device))
+        noise = NoiseRows(key, sample_ids.to(device), positions.to(device))
         hidden = torch.linspace(-3, 3, 1000 * 256, device=device).view(1000, 256).bfloat16()
-        add_noise(hidden, torch.zeros(1, device=device), 0.01, plan, 0)
-        changed.append(int(plan.changed))
+        add_noise(hidden, torch.zeros(1, device=device), 0.01, noise, 0)
+        changed.append(int(noise.counts["noise_changed"]))
     difference = float((ours - cpu).abs().max())
-    share = abs(changed[0] - changed[1]) / plan.sample_ids.numel() / 256
+    share = abs(changed[0] - changed[1]) / noise.sample_ids.numel() / 256
     return Found(
         {"normals": ours.numel(), "max_abs_difference": difference, "changed": changed},
         [

@@ -17,7 +17,7 @@ from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.model.specs import Fp8ExpertsNorm
 from alp_megatron.model.transformer_config import fp8_settings, policy_config
-from alp_megatron.perturbation import NoiseKey, NoisePlan
+from alp_megatron.perturbation import NoiseKey, NoiseRows
 from alp_megatron.trainer.record import fp8_mismatch, fp8_update_metrics
 from alp_megatron.trainer.step import update_policy
 from tests.distributed.jobs import update_gradients
@@ -82,9 +82,9 @@ def surviving(config, rank, recipe: str, clean, noisy) -> list[int]:
         input_layernorm=torch.nn.Identity(),
     )
     ids = torch.tensor([5] * (len(clean) - 1) + [-1])
-    plan = NoisePlan(KEY, ids, torch.arange(len(clean)))
-    count_surviving(layer, clean, noisy, plan)
-    return [int(plan.fp8_changed), int(plan.fp8_total)]
+    noise = NoiseRows(KEY, ids, torch.arange(len(clean)))
+    count_surviving(layer, clean, noisy, noise)
+    return [int(noise.counts["fp8_changed"]), int(noise.counts["fp8_total"])]
 
 
 def products(config, rank, recipe: str, x, w, g) -> tuple:

@@ -12,7 +12,7 @@ from alp_megatron.data.minibatch import as_sequence, minibatches
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.learner.optimizer import sigmas
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
-from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise
+from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise
 from alp_megatron.perturbation.add_noise import LogitsNoise
 from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.trainer.record import step_record
@@ -35,7 +35,7 @@ def noisy_head(config, rank, hidden, weight, targets, noise_of: dict, upstream) 
     group = parallel_state.get_tensor_model_parallel_group()
     shard = weight.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
     hidden, shard = hidden.clone().requires_grad_(), shard.requires_grad_()
-    plan = NoisePlan(KEY, noise_of["sample_ids"], noise_of["positions"])
+    rows = NoiseRows(KEY, noise_of["sample_ids"], noise_of["positions"])
     logprobs, _ = vocab_parallel_logprobs(
         hidden,
         shard,
@@ -44,7 +44,7 @@ def noisy_head(config, rank, hidden, weight, targets, noise_of: dict, upstream) 
         vocab_size=61,
         chunk=5,
         group=group,
-        noise=LogitsNoise(plan, **noise_of),
+        noise=LogitsNoise(rows.key_words, **noise_of),
     )
     (logprobs * upstream).sum().backward()
     return logprobs.detach(), hidden.grad, shard.grad
@@ -54,15 +54,15 @@ def noise(config, rank, sequences: list[list[int]]) -> dict:
     """{(layer, sample_id, position): sigma * z as the layer draws it} of this rank's rows."""
     drawn = {}
 
-    def recording(hidden_states, log_scale, sigma0, plan, layer, mode):
+    def recording(hidden_states, log_scale, sigma0, noise, layer, mode):
         rows = add_noise(
-            torch.zeros_like(hidden_states), log_scale, sigma0, plan, layer, mode
+            torch.zeros_like(hidden_states), log_scale, sigma0, noise, layer, mode
         ).flatten(0, 1)
-        places = zip(plan.sample_ids.tolist(), plan.positions.tolist(), strict=True)
+        places = zip(noise.sample_ids.tolist(), noise.positions.tolist(), strict=True)
         for (sample_id, position), row in zip(places, rows, strict=True):
             if sample_id >= 0:
                 drawn[layer, sample_id, position] = row.detach().numpy().tobytes()
-        return add_noise(hidden_states, log_scale, sigma0, plan, layer, mode)
+        return add_noise(hidden_states, log_scale, sigma0, noise, layer, mode)
 
     perturbed_layer.add_noise = recording
     try:
@@ -97,8 +97,8 @@ def update_gradients(config, rank, trajectories: list, old_logprobs: dict | None
         "grad_norm": record.grad_norm,
         "tokens": record.tokens,
         "gradients": gradients,
-        "effective_fraction": record.noise_changed / max(record.noise_total, 1),
-        "padding_share": record.padding_tokens / record.computed_tokens,
+        "effective_fraction": record.counts["noise_changed"] / max(record.counts["noise_total"], 1),
+        "padding_share": record.counts["padding"] / record.counts["tokens"],
     }
 
 
@@ -139,12 +139,12 @@ def update_and_clean(config, rank, trajectories: list, measure_clean: bool) -> d
 
 def layer_under_keys(config, rank) -> list:
     """A layer's output and gradient of s_l under one key, under another, and once more by the
-    first call after its plan was given the other's key words."""
+    first call after its noise was given the other's key words."""
     learner = Learner(config, rank.device, training=False)
     keys = [NoiseKey(1, 2, 3), NoiseKey(1, 2, 4)]
-    (call, plan), (other_call, other) = layer_calls(learner, keys)
+    (call, noise), (other_call, other) = layer_calls(learner, keys)
     results = [call(), other_call()]
-    plan.key_words.copy_(other.key_words)
+    noise.key_words.copy_(other.key_words)
     return [*results, call()]
 
 

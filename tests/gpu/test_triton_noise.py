@@ -7,7 +7,7 @@ pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from alp_megatron.perturbation import NoiseKey, NoisePlan, add_noise, gaussian  # noqa: E402
+from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise, gaussian  # noqa: E402
 from alp_megatron.perturbation.philox import reference_gaussian  # noqa: E402
 
 KEY = NoiseKey(seed=2**62 + 5, step=7, update=3)
@@ -43,12 +43,14 @@ def test_add_noise_agrees_with_cpu(dtype, mode):
     weight = torch.randn(hidden.shape)
     results = []
     for device in ("cpu", "cuda"):
-        plan = NoisePlan(KEY, sample_ids.to(device), positions.to(device))
+        noise = NoiseRows(KEY, sample_ids.to(device), positions.to(device))
         h = hidden.to(device).requires_grad_()
         scale = torch.full((1,), 0.3, device=device, requires_grad=True)
-        out = add_noise(h, scale, 0.01, plan, 5, mode)
+        out = add_noise(h, scale, 0.01, noise, 5, mode)
         (out.float() * weight.to(device)).sum().backward()
-        results.append((out, h.grad, scale.grad, plan.changed, plan.total))
+        results.append(
+            (out, h.grad, scale.grad, noise.counts["noise_changed"], noise.counts["noise_total"])
+        )
     (out, *_, changed, total), (cuda_out, *_, cuda_changed, cuda_total) = results
     step = 1e-6 if dtype == torch.float32 else 2**-6  # bf16: one unit where a sum is near a tie
     torch.testing.assert_close(cuda_out.cpu().float(), out.float(), rtol=0, atol=step)
@@ -61,14 +63,14 @@ def test_add_noise_agrees_with_cpu(dtype, mode):
 
 def test_a_captured_graph_follows_the_key():
     sample_ids, positions = (t.cuda() for t in _rows(64))
-    plan = NoisePlan(KEY, sample_ids, positions)
+    noise = NoiseRows(KEY, sample_ids, positions)
     hidden = torch.randn(64, 256, device="cuda")
     scale = torch.zeros(1, device="cuda")
-    add_noise(hidden, scale, 0.1, plan, 0)  # compile before the capture
+    add_noise(hidden, scale, 0.1, noise, 0)  # compile before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = add_noise(hidden, scale, 0.1, plan, 0)
-    other = NoisePlan(NoiseKey(1, 2, 4), sample_ids, positions)
-    plan.key_words.copy_(other.key_words)
+        out = add_noise(hidden, scale, 0.1, noise, 0)
+    other = NoiseRows(NoiseKey(1, 2, 4), sample_ids, positions)
+    noise.key_words.copy_(other.key_words)
     graph.replay()
     assert torch.equal(out, add_noise(hidden, scale, 0.1, other, 0))

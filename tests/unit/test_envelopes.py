@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def update(ids, perturbed, clean, skipped=False):
         return {"sample_id": np.array(ids), "logprobs": np.array(logprobs, np.float32)}
 
     return UpdateRecord(
-        arrays(perturbed), 0.0, 1.0, skipped, 0, 0, 1, 0, clean=arrays(clean), clean_seconds=0.5
+        arrays(perturbed), 0.0, 1.0, skipped, Counter(), clean=arrays(clean), clean_seconds=0.5
     )
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from alp_megatron.perturbation import NoiseKey, NoisePlan
+from alp_megatron.perturbation import NoiseKey, NoiseRows
 from alp_megatron.perturbation.add_noise import LOGITS_LAYER, LogitsNoise
 from alp_megatron.perturbation.philox import MAX_LAYERS
 
 IDS, POSITIONS = torch.tensor([5, 5, 9, 2**40]), torch.tensor([0, 1, 1, 700])
-NOISE = LogitsNoise(NoisePlan(NoiseKey(7, 3, 1), IDS, POSITIONS), 0.5, IDS, POSITIONS)
+NOISE = LogitsNoise(NoiseRows(NoiseKey(7, 3, 1), IDS, POSITIONS).key_words, 0.5, IDS, POSITIONS)
 
 
 def drawn(first, last, rows=slice(None)):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from alp_megatron.config.schema import PerturbationConfig
-from alp_megatron.perturbation import NoiseKey, NoisePlan, gaussian
+from alp_megatron.perturbation import NoiseKey, NoiseRows, gaussian
 
 KEY, ROWS, HIDDEN = NoiseKey(3, 1, 0), 12, 32
 
@@ -53,12 +53,12 @@ def _layer(perturbation):
     return PerturbedTransformerLayer(config, submodules, layer_number=2)
 
 
-def _run(layer, hidden, plan):
+def _run(layer, hidden, noise):
     from alp_megatron.model.attention import AttentionLayout
     from alp_megatron.model.policy import PackedParams
 
     layout = AttentionLayout.of([ROWS])
-    params = PackedParams(qkv_format="sbhd", noise=plan, attention_layout=layout)
+    params = PackedParams(qkv_format="sbhd", noise=noise, attention_layout=layout)
     return layer(hidden_states=hidden, attention_mask=None, packed_seq_params=params)[0]
 
 
@@ -66,15 +66,15 @@ def _noise_enters_where_it_should():
     hidden = torch.randn(ROWS, 1, HIDDEN)
     ids, positions = torch.full((ROWS,), 9), torch.arange(ROWS)
 
-    def plan():
-        return NoisePlan(KEY, ids, positions)
+    def noise():
+        return NoiseRows(KEY, ids, positions)
 
     plain = _run(_layer(None), hidden, None)
     layer = _layer(PerturbationConfig(sigma0=0.1))
     assert torch.equal(_run(layer, hidden, None), plain)
     # Megatron numbers layers from 1: layer_number 2 draws the noise of layer 1.
     noisy = hidden + 0.1 * gaussian(KEY, 1, ids, positions, HIDDEN).view_as(hidden)
-    out = _run(layer, hidden, plan())
+    out = _run(layer, hidden, noise())
     assert not torch.equal(out, plain)
     assert torch.equal(out, _run(_layer(None), noisy, None))
     out.sum().backward()
@@ -85,7 +85,7 @@ def _noise_enters_where_it_should():
         PerturbationConfig(sigma0=0.1, layer_start=2),
         PerturbationConfig(sigma0=0.1, layer_end=1),
     ):
-        assert torch.equal(_run(_layer(off), hidden, plan()), plain)
+        assert torch.equal(_run(_layer(off), hidden, noise()), plain)
 
 
 def _parameter_stays_fp32_and_loads_when_absent():

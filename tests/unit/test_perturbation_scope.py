@@ -1,4 +1,4 @@
-"""The scope, the agreement of ranks, and the weight of the import."""
+"""The agreement of ranks on the key, and the weight of the import."""
 
 import subprocess
 import sys
@@ -9,21 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from alp_megatron.errors import UserError
-from alp_megatron.perturbation import NoiseKey, assert_keys_agree, current_key, perturbation
-
-
-def test_scope_is_off_by_default_nests_and_survives_errors():
-    outer, inner = NoiseKey(1, 2, 3), NoiseKey(1, 2, 4)
-    assert current_key() is None
-    with perturbation(outer):
-        with perturbation(inner):
-            assert current_key() == inner
-        with perturbation(None):
-            assert current_key() is None
-        with pytest.raises(RuntimeError), perturbation(inner):
-            raise RuntimeError
-        assert current_key() == outer
-    assert current_key() is None
+from alp_megatron.perturbation import NoiseKey, assert_keys_agree
 
 
 def _agree(rank, store):

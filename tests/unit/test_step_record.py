@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -24,10 +26,7 @@ def update(trajectories, logprobs, skipped=False):
         loss=logprobs,
         grad_norm=abs(logprobs),
         skipped=skipped,
-        noise_changed=5,
-        noise_total=10,
-        computed_tokens=20,
-        padding_tokens=1,
+        counts=Counter(noise_changed=5, noise_total=10, tokens=20, padding=1),
     )
 
 
