@@ -4,7 +4,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from alp_megatron.data.trajectory import to_trajectories
 from alp_megatron.hf.files import read_hf_config
 from alp_megatron.rollout.engine import SamplingSpec
 from alp_megatron.rollout.settings import engine_settings
@@ -58,7 +57,6 @@ def rollout_throughput() -> Row:
 
 def _tokens_per_second(engine: VllmEngine, prompts: list, sampling: SamplingSpec) -> float:
     started = time.perf_counter()
-    samples = engine.generate(prompts, sampling)
-    trajectories = to_trajectories(prompts, samples, first_sample_id=0, first_group_id=0)
+    groups = engine.generate(prompts, sampling)
     seconds = time.perf_counter() - started
-    return sum(len(t.response_ids) for t in trajectories) / seconds
+    return sum(len(t.response_ids) for group in groups for t in group) / seconds

@@ -58,6 +58,7 @@ class MiniBatch:
     ) -> "MiniBatch":
         """Corrections are made here, of the whole mini-batch on every rank alike: so what is
         rejected, and what the loss is divided by, cannot depend on how it is dealt out."""
+        assert all(t.advantage is not None for t in trajectories), "a trajectory is not scored"
         by_id = {t.sample_id: t for t in trajectories}
         lengths = [len(t.response_ids) for t in trajectories]
         index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))

@@ -1,26 +1,25 @@
-"""The record that travels through the whole system: one sampled response."""
+"""Holds the record that travels through the whole system: one sampled response."""
 
 from dataclasses import dataclass
-
-from alp_megatron.rollout.engine import Sample
 
 
 @dataclass
 class Trajectory:
-    """One sampled response. Token ids only: nothing downstream re-tokenises text.
+    """Holds one sampled response as token ids: nothing downstream re-tokenises text.
 
     Attributes:
-        sample_id: unique in the run; it also addresses the sample's noise.
-        group_id: samples of one prompt within one step share it.
+        sample_id: unique in the run, where it also addresses the sample's noise; an engine counts
+            from 0 in each call, and the driver goes on from the samples before.
+        group_id: samples of one prompt share it; counted in the same way.
         prompt_ids: token ids of the prompt, length P.
         response_ids: sampled token ids including the stop token if one was sampled, length R.
         loss_mask: 1 where a response token was sampled by the policy, 0 on tool output; length R.
         rollout_logprobs: log-probability (nats) of each response token under the rollout
-            engine at the sampling temperature; length R.
-        policy_version: number of weight syncs the engine had received when it sampled.
+            engine at the sampling temperature (greedy: at temperature 1); length R.
+        policy_version: version of the weights that sampled it; 0 before the first update.
         finished: the response ended with a stop token, not at the length limit.
-        reward: filled in by the task's reward.
-        advantage: filled in by the objective's advantage estimator.
+        reward: of the task; None until it is scored.
+        advantage: of the objective's estimator; None until its group is scored.
     """
 
     sample_id: int
@@ -31,37 +30,9 @@ class Trajectory:
     rollout_logprobs: list[float]
     policy_version: int
     finished: bool = True
-    reward: float = 0.0
-    advantage: float = 0.0
+    reward: float | None = None
+    advantage: float | None = None
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
-
-
-def to_trajectories(
-    prompts: list[list[int]],
-    samples: list[list[Sample]],
-    first_sample_id: int,
-    first_group_id: int,
-) -> list[Trajectory]:
-    """One trajectory a sample, numbered in order; the samples of one prompt share a group."""
-    groups = zip(prompts, samples, strict=True)
-    pairs = [
-        (group, prompt, sample)
-        for group, (prompt, of_prompt) in enumerate(groups, first_group_id)
-        for sample in of_prompt
-    ]
-    return [
-        Trajectory(
-            sample_id=sample_id,
-            group_id=group,
-            prompt_ids=prompt,
-            response_ids=sample.response_ids,
-            loss_mask=[1] * len(sample.response_ids),
-            rollout_logprobs=sample.logprobs,
-            policy_version=sample.policy_version,
-            finished=sample.finished,
-        )
-        for sample_id, (group, prompt, sample) in enumerate(pairs, first_sample_id)
-    ]

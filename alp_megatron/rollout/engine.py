@@ -1,4 +1,4 @@
-"""What the trainer asks of a rollout engine."""
+"""Says what the trainer asks of a rollout engine."""
 
 import signal
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.errors import RunError, UserError
 
 
@@ -21,7 +22,7 @@ class EngineDied(EngineError):
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How to sample.
+    """Says how to sample.
 
     Attributes:
         n: samples per prompt.
@@ -40,38 +41,22 @@ class SamplingSpec:
     seed: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One response.
-
-    Attributes:
-        response_ids: sampled token ids, the stop token included if one was sampled; length R.
-        logprobs: log-probability (nats) of each of them at the sampling temperature (greedy: at
-            temperature 1); length R.
-        finished: a stop token was sampled; False where the response was cut at a length limit.
-        policy_version: version of the weights that sampled it; 0 before the first update.
-    """
-
-    response_ids: list[int]
-    logprobs: list[float]
-    finished: bool
-    policy_version: int
-
-
 class RolloutEngine(Protocol):
     """Token ids in, token ids out. Every method raises EngineDied if the engine is gone."""
 
     def wait_ready(self) -> None:
         """Blocks until the engine has loaded its model. Raises EngineError if it cannot."""
 
-    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
-        """The n samples of each prompt, in the order of the prompts.
+    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Trajectory]]:
+        """Returns the n responses to each prompt, in the order of the prompts.
+
+        Their sample_id counts from 0 over all of them, their group_id is the prompt's place.
 
         Raises UserError for a prompt that is empty or leaves no room for a response.
         """
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Teacher-forced log-probs at temperature 1: element t is of token t+1, length n-1.
+        """Returns teacher-forced log-probs at temperature 1: element t is of token t+1, length n-1.
 
         Raises UserError for a sequence that is empty or longer than max_model_len.
         """

@@ -1,11 +1,11 @@
-"""Rank 0's side of a step: prompts, generation, rewards, evaluation."""
+"""Does rank 0's side of a step: prompts, generation, rewards, evaluation."""
 
 from dataclasses import dataclass
 
 import torch
 
 from alp_megatron.config.schema import Config
-from alp_megatron.data.trajectory import Trajectory, to_trajectories
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.objectives.advantages import group_advantages
 from alp_megatron.rollout.engine import RolloutEngine, SamplingSpec
 from alp_megatron.tasks.task import Task
@@ -16,7 +16,7 @@ _EVALUATION_SEED = 2**40
 
 @dataclass
 class Driver:
-    """The engine and the task, which only rank 0 has.
+    """Asks the engine and the task, which only rank 0 has.
 
     Attributes:
         stop_token_ids: all tokens that end a response.
@@ -28,20 +28,19 @@ class Driver:
     stop_token_ids: tuple[int, ...]
 
     def rollout(self, step: int) -> list[Trajectory]:
-        """The step's samples, without rewards. A function of seed, step and weights alone."""
+        """Returns the step's samples, unscored: a function of seed, step and weights alone."""
         rollout = self.config.rollout
         prompts = [item.prompt_ids for item in self.task.train_batch(step)]
         sampling = self._sampling(rollout.samples_per_prompt, rollout.temperature, step)
-        samples = self.engine.generate(prompts, sampling)
-        return to_trajectories(
-            prompts,
-            samples,
-            first_sample_id=step * len(prompts) * rollout.samples_per_prompt,
-            first_group_id=step * len(prompts),
-        )
+        groups = self.engine.generate(prompts, sampling)
+        trajectories = [trajectory for group in groups for trajectory in group]
+        for trajectory in trajectories:
+            trajectory.sample_id += step * len(prompts) * rollout.samples_per_prompt
+            trajectory.group_id += step * len(prompts)
+        return trajectories
 
     def reward(self, step: int, trajectories: list[Trajectory]) -> None:
-        """Fill in rewards and group-relative advantages."""
+        """Fills in rewards and group-relative advantages."""
         n = self.config.rollout.samples_per_prompt
         items = [item for item in self.task.train_batch(step) for _ in range(n)]
         rewards = self.task.rewards(items, [t.response_ids for t in trajectories])
@@ -51,15 +50,15 @@ class Driver:
             trajectory.reward, trajectory.advantage = reward, advantage
 
     def evaluate(self) -> float:
-        """Mean reward over the fixed evaluation prompts, with the engine's weights."""
+        """Returns the mean reward over the fixed evaluation prompts, with the engine's weights."""
         evaluation = self.config.evaluation
         items = self.task.eval_items()
         sampling = self._sampling(
             evaluation.samples_per_prompt, evaluation.temperature, _EVALUATION_SEED
         )
-        samples = self.engine.generate([item.prompt_ids for item in items], sampling)
+        groups = self.engine.generate([item.prompt_ids for item in items], sampling)
         asked = [item for item in items for _ in range(evaluation.samples_per_prompt)]
-        answers = [sample.response_ids for of_item in samples for sample in of_item]
+        answers = [trajectory.response_ids for group in groups for trajectory in group]
         rewards = self.task.rewards(asked, answers)
         return sum(rewards) / len(rewards)
 
@@ -76,7 +75,7 @@ class Driver:
 
 
 def stop_tokens(config: Config, hf: dict, tokenizer) -> tuple[int, ...]:
-    """The configured stop tokens, the tokenizer's and the model's end-of-sequence tokens."""
+    """Returns the configured stop tokens, the tokenizer's and the model's end-of-sequence tokens."""
     of_model = hf.get("eos_token_id")
     own = of_model if isinstance(of_model, list) else [of_model]
     stops = {*config.rollout.stop_token_ids, *own, tokenizer.eos_token_id} - {None}

@@ -132,6 +132,7 @@ def step_record(
         version: of the trainer's weights when the updates began.
         seconds: by phase.
     """
+    assert all(t.reward is not None for t in trajectories), "a trajectory is not scored"
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
     counts = _counts(updates)

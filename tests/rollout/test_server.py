@@ -58,7 +58,7 @@ def test_samples_and_their_logprobs(case, engine):
             assert sample.finished == any(stops)
             assert stops.index(True) == len(stops) - 1 if sample.finished else len(stops) == 8
             expected = hf_logprobs(case.old, prompt + sample.response_ids, SPEC.temperature)
-            assert largest(sample.logprobs, expected[len(prompt) - 1 :]) < 1e-4
+            assert largest(sample.rollout_logprobs, expected[len(prompt) - 1 :]) < 1e-4
 
 
 def test_the_seed_decides_the_tokens(engine):

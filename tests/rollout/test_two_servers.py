@@ -98,11 +98,11 @@ def test_one_of_two_is_killed_mid_batch(tmp_path, monkeypatch, capfd, who):
         # No sample lost, none doubled, and all of them from the weights that were asked for.
         assert [len(of_prompt) for of_prompt in samples] == [SPEC.n] * len(PROMPTS)
         for one in sum(samples, []):
-            assert len(one.response_ids) == len(one.logprobs) == SPEC.max_new_tokens
+            assert len(one.response_ids) == len(one.rollout_logprobs) == SPEC.max_new_tokens
             assert one.policy_version == 1
         for prompt, of_prompt in list(zip(PROMPTS, samples, strict=True))[::40]:
             exact = hf_logprobs(old, prompt + of_prompt[0].response_ids)[len(prompt) - 1 :]
-            assert max(map(abs, map(float.__sub__, of_prompt[0].logprobs, exact))) < 1e-4
+            assert max(map(abs, map(float.__sub__, of_prompt[0].rollout_logprobs, exact))) < 1e-4
         assert f"rollout server {first_url} is lost" in capfd.readouterr().err
 
         # It is started again, but gets no work before it has the current weights.

@@ -14,7 +14,6 @@ import torch
 from tiny_engine import MAX_LEN, SEQUENCES, start
 from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
-from alp_megatron.data.trajectory import to_trajectories
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
 from alp_megatron.weights.verify import digest
@@ -114,7 +113,7 @@ def test_counts_limits_and_stop_tokens(case):
     flat = [sample for of_prompt in samples for sample in of_prompt]
     assert {sample.finished for sample in flat} == {True, False}
     for sample in flat:
-        assert len(sample.logprobs) == len(sample.response_ids)
+        assert len(sample.rollout_logprobs) == len(sample.response_ids)
         stops = [token in (3, 17, 40) for token in sample.response_ids]
         assert stops.index(True) == len(stops) - 1 if sample.finished else not any(stops)
         assert sample.finished or len(stops) == 8
@@ -149,7 +148,7 @@ def test_sampled_logprobs_are_at_the_sampling_temperature(cases, temperature):
     ):
         for sample in samples:
             expected = hf_logprobs(case.old, prompt + sample.response_ids, temperature)
-            assert largest(sample.logprobs, expected[len(prompt) - 1 :]) < 1e-4
+            assert largest(sample.rollout_logprobs, expected[len(prompt) - 1 :]) < 1e-4
 
 
 def test_greedy_takes_the_likeliest_token(cases):
@@ -160,7 +159,7 @@ def test_greedy_takes_the_likeliest_token(cases):
         context = PROMPTS[0] + sample.response_ids[:t]
         choices = [hf_logprobs(case.old, [*context, other])[-1] for other in range(64)]
         assert choices.index(max(choices)) == token
-        assert abs(sample.logprobs[t] - max(choices)) < 1e-4
+        assert abs(sample.rollout_logprobs[t] - max(choices)) < 1e-4
 
 
 def test_score_equals_transformers(case):
@@ -181,7 +180,7 @@ def test_score_equals_the_logprobs_of_generation(case):
     scores = case.engine.score([prompt + sample.response_ids for prompt, sample in pairs])
     tolerance = 1e-4 if case.dtype == "float32" else 0.2
     for (prompt, sample), score in zip(pairs, scores, strict=True):
-        assert largest(sample.logprobs, score[len(prompt) - 1 :]) < tolerance
+        assert largest(sample.rollout_logprobs, score[len(prompt) - 1 :]) < tolerance
 
 
 def test_updated_weights_equal_a_fresh_engine_bit_for_bit(case):
@@ -223,14 +222,15 @@ def test_a_spoilt_update_names_the_tensor_and_a_whole_one_mends(cases, spoil, me
 
 
 def test_trajectories_keep_tokens_and_number_samples(case):
-    samples = case.engine.generate(PROMPTS, spec(n=2))
-    trajectories = to_trajectories(PROMPTS, samples, first_sample_id=100, first_group_id=10)
-    assert [t.sample_id for t in trajectories] == [100, 101, 102, 103, 104, 105]
-    assert [t.group_id for t in trajectories] == [10, 10, 11, 11, 12, 12]
-    assert trajectories[3].prompt_ids == PROMPTS[1]
-    assert trajectories[3].response_ids == samples[1][1].response_ids
-    assert trajectories[3].rollout_logprobs == samples[1][1].logprobs
-    assert trajectories[3].loss_mask == [1] * len(samples[1][1].response_ids)
+    groups = case.engine.generate(PROMPTS, spec(n=2))
+    flat = [t for group in groups for t in group]
+    assert [t.sample_id for t in flat] == [0, 1, 2, 3, 4, 5]
+    assert [t.group_id for t in flat] == [0, 0, 1, 1, 2, 2]
+    assert flat[3] is groups[1][1] and flat[3].prompt_ids == PROMPTS[1]
+    assert (
+        flat[3].loss_mask == [1] * len(flat[3].response_ids) == [1] * len(flat[3].rollout_logprobs)
+    )
+    assert flat[3].reward is None and flat[3].advantage is None
 
 
 def test_a_model_that_cannot_load_is_reported(tmp_path):

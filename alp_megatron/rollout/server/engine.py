@@ -8,11 +8,11 @@ from typing import Any
 import aiohttp
 from torch import Tensor
 
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import (
     EngineDied,
     EngineError,
-    Sample,
     SamplingSpec,
     check_lengths,
     sampling_parameters,
@@ -84,7 +84,7 @@ class ServerEngine:
             raise
         self._started = True
 
-    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
+    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Trajectory]]:
         check_lengths("prompt", prompts, self._max_model_len - 1)
         requests = [
             {
@@ -95,7 +95,13 @@ class ServerEngine:
             for index, prompt in enumerate(prompts)
         ]
         replies = self._ask(requests, max(1, SEQUENCES_IN_FLIGHT // sampling.n))
-        return [[self._sample(choice) for choice in reply["choices"]] for reply in replies]
+        return [
+            [
+                self._trajectory(choice, prompt, group * sampling.n + index, group)
+                for index, choice in enumerate(reply["choices"])
+            ]
+            for group, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
+        ]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         check_lengths("sequence", sequences, self._max_model_len)
@@ -170,18 +176,24 @@ class ServerEngine:
         except ServerLost as error:
             raise EngineDied(f"no rollout server is left: {error}") from None
 
-    def _sample(self, choice: dict) -> Sample:
+    def _trajectory(
+        self, choice: dict, prompt: list[int], sample_id: int, group: int
+    ) -> Trajectory:
         versions = {span["version"] for span in choice["weight_versions"]}
         if versions != {self._label}:
             raise EngineError(
                 f"a rollout server sampled with weights of version {', '.join(sorted(versions))}, "
                 f"not {self._label}: does another trainer use it?"
             )
-        return Sample(
+        return Trajectory(
+            sample_id=sample_id,
+            group_id=group,
+            prompt_ids=prompt,
             response_ids=choice["token_ids"],
-            logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
-            finished=choice["finish_reason"] == "stop",
+            loss_mask=[1] * len(choice["token_ids"]),
+            rollout_logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
             policy_version=self._version,
+            finished=choice["finish_reason"] == "stop",
         )
 
 

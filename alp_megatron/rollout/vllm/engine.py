@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import (
     EngineDied,
     EngineError,
-    Sample,
     SamplingSpec,
     check_lengths,
     how_it_ended,
@@ -75,7 +75,7 @@ class VllmEngine:
                 raise
             self._ready = True
 
-    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
+    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Trajectory]]:
         check_lengths("prompt", prompts, self._max_model_len - 1)
         return self._call("generate", prompts=prompts, sampling=sampling)
 

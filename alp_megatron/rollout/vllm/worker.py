@@ -10,9 +10,9 @@ from torch import Tensor
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.rollout.engine import (
     EngineError,
-    Sample,
     SamplingSpec,
     sampling_parameters,
     scoring_parameters,
@@ -48,7 +48,7 @@ class VllmWorker:
         gc.collect()
         gc.freeze()
 
-    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Sample]]:
+    def generate(self, prompts: list[list[int]], sampling: SamplingSpec) -> list[list[Trajectory]]:
         # One generator for the batch: a generator for each request costs a call each per token.
         torch.manual_seed(sampling.seed)
         parameters = [
@@ -57,17 +57,22 @@ class VllmWorker:
             )
             for prompt in prompts
         ]
+        requests = self._run(prompts, parameters)
         return [
             [
-                Sample(
+                Trajectory(
+                    sample_id=group * sampling.n + index,
+                    group_id=group,
+                    prompt_ids=prompt,
                     response_ids=list(output.token_ids),
-                    logprobs=output.logprobs.logprobs,
-                    finished=output.finish_reason == "stop",
+                    loss_mask=[1] * len(output.token_ids),
+                    rollout_logprobs=output.logprobs.logprobs,
                     policy_version=self._version,
+                    finished=output.finish_reason == "stop",
                 )
-                for output in request.outputs
+                for index, output in enumerate(request.outputs)
             ]
-            for request in self._run(prompts, parameters)
+            for group, (prompt, request) in enumerate(zip(prompts, requests, strict=True))
         ]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
