@@ -10,7 +10,7 @@ from megatron.core import dist_checkpointing
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.saver import CheckpointSaver
 from alp_megatron.learner.state import metadata, sharded_state
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.hf_model import save_hf
 
 
@@ -21,9 +21,9 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
     learner = Learner(config, rank.device)
     form = metadata(config)
     sharded_state(learner, form, loading=True)  # makes the optimizer's moments, as a step would
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
     run_dir, plain = Path(directory) / "run", Path(directory) / "plain"
-    saver = CheckpointSaver(run_dir, learner, plan)
+    saver = CheckpointSaver(run_dir, learner, export)
     seconds: dict[str, list[float]] = {
         name: [] for name in ("collect", "start", "finish", "synchronous")
     }
@@ -35,18 +35,18 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
         seconds["finish"].append(_seconds(saver.finish))
         if rank.is_first:
             (plain / "state").mkdir(parents=True)
-        seconds["synchronous"].append(_seconds(lambda: _save_at_once(learner, plan, plain)))
+        seconds["synchronous"].append(_seconds(lambda: _save_at_once(learner, export, plain)))
         if rank.is_first:
             shutil.rmtree(plain)
     size = sum(p.stat().st_size for p in run_dir.rglob("*") if p.is_file())
     return {name: values[1:] for name, values in seconds.items()} | {"bytes": size}
 
 
-def _save_at_once(learner: Learner, plan: ExportPlan, directory: Path) -> None:
+def _save_at_once(learner: Learner, export: WeightExport, directory: Path) -> None:
     form = metadata(learner.config)
     state = sharded_state(learner, form, loading=False)
     dist_checkpointing.save(state, str(directory / "state"), content_metadata=form)
-    save_hf(plan, learner.config.model.path, directory / "hf", learner.rollout_dtype)
+    save_hf(export, learner.config.model.path, directory / "hf", learner.rollout_dtype)
 
 
 def _seconds(action) -> float:

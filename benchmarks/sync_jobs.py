@@ -9,8 +9,8 @@ import torch.distributed as dist
 from alp_megatron.learner.learner import Learner
 from alp_megatron.rollout.settings import engine_settings
 from alp_megatron.rollout.vllm.engine import VllmEngine
-from alp_megatron.trainer.sync import sync
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.trainer.sync import WeightSync
+from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.quantize.scheme import rollout_scheme
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
@@ -24,13 +24,13 @@ def sync_seconds(config, rank, rounds: int) -> dict:
     and copies out again, `sync` also loads the weights into the running vLLM.
     """
     learner = Learner(config, rank.device, training=False)
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
     dtype, scheme = getattr(torch, config.rollout.dtype), rollout_scheme(config)
 
     def stream():
-        return quantized(plan.stream(dtype), scheme)
+        return quantized(export.stream(dtype), scheme)
 
-    size = sum(tensor.nbytes for _, tensor in plan.stream(dtype))
+    size = sum(tensor.nbytes for _, tensor in export.stream(dtype))
     sent_size = sum(tensor.nbytes for _, tensor in stream())
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     buffer = SharedBuffer.create()
@@ -39,13 +39,14 @@ def sync_seconds(config, rank, rounds: int) -> dict:
         if rank.is_first:
             engine = VllmEngine(engine_settings(config, "cpu"), Path(scratch) / "vllm.log")
             engine.wait_ready()
+        sync = WeightSync(learner, export, engine)
         seconds = seconds_by_rounds(
             {
                 "copy": lambda: target.copy_(source),
-                "gather": lambda: _exhaust(plan.stream(dtype)),
+                "gather": lambda: _exhaust(export.stream(dtype)),
                 "quantize": lambda: _exhaust(stream()),
                 "transport": lambda: _exhaust(unpack(pack(stream(), buffer), buffer)),
-                "sync": lambda: sync(plan, engine, dtype, scheme, version=1),
+                "sync": lambda: sync.push(version=1),
             },
             rounds,
             meet=dist.barrier,

@@ -53,7 +53,7 @@ def _job(config: Config, rank, out: str) -> None:
     from alp_megatron.tasks.arithmetic import problems, worked_solution
     from alp_megatron.tasks.task import arithmetic_item
     from alp_megatron.tasks.tokenizer import load_tokenizer
-    from alp_megatron.weights.export import ExportPlan
+    from alp_megatron.weights.export import WeightExport
     from alp_megatron.weights.hf_model import save_hf
 
     learner = Learner(config, rank.device)
@@ -81,8 +81,8 @@ def _job(config: Config, rank, out: str) -> None:
             print(f"step {step + 1}/{config.trainer.steps}  loss {total:.4f}", flush=True)
 
     partial = Path(out).with_name(f".{Path(out).name}.partial")
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
-    save_hf(plan, config.model.path, partial, learner.rollout_dtype)
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
+    save_hf(export, config.model.path, partial, learner.rollout_dtype)
     if rank.is_first:
         partial.rename(out)
 

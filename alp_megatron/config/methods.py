@@ -17,7 +17,7 @@ class Method:
     """One row of the registry.
 
     Attributes:
-        denominator: whose log-probs the ratio is taken against: the rollout engine's, or
+        reference: whose log-probs the ratio is taken against: the rollout engine's, or
             those of the training engine with the rollout's weights.
         perturbed: the update's forward pass has noise.
         defaults: objective settings that replace the schema's defaults for this method.
@@ -26,7 +26,7 @@ class Method:
             may have.
     """
 
-    denominator: Literal["rollout", "old"]
+    reference: Literal["rollout", "old"]
     perturbed: bool = False
     defaults: Settings = field(default_factory=dict)
     correction: Settings = field(default_factory=dict)
@@ -39,16 +39,16 @@ NO_WEIGHT = {"correction.weight": ("none",)}
 
 METHODS = {
     # Noise on the layers' inputs, one ratio straight to the rollout policy.
-    "alp": Method(denominator="rollout", perturbed=True, fixed=NO_WEIGHT),
+    "alp": Method(reference="rollout", perturbed=True, fixed=NO_WEIGHT),
     # The same ratio without noise.
-    "bypass": Method(denominator="rollout", fixed=NO_WEIGHT),
+    "bypass": Method(reference="rollout", fixed=NO_WEIGHT),
     # PPO's ratio to the trainer's own old policy. Shao et al. 2024 (DeepSeekMath); the asymmetric
     # clip is that of Yu et al. 2025 (DAPO).
-    "grpo": Method(denominator="old", defaults=PPO_CLIP),
+    "grpo": Method(reference="old", defaults=PPO_CLIP),
     # s = exp(mean_t log pi/pi_old), clipped as a whole. The ratio's gradient is s grad logp_t,
     # so its mean over the tokens of a sequence is grad s. Zheng et al. 2025 (GSPO).
     "gspo": Method(
-        denominator="old",
+        reference="old",
         defaults={
             "level": "sequence",
             "length_normalized": True,
@@ -61,14 +61,14 @@ METHODS = {
     ),
     # grpo times min(w, C): see tis.py.
     "tis": Method(
-        denominator="old",
+        reference="old",
         defaults=PPO_CLIP,
         correction={"weight": "truncated", "weight_high": 2.0},
         fixed={"correction.weight": ("truncated",)},
     ),
     # grpo times w where lo <= w <= hi, else 0; or times 1 there: see mis.py.
     "mis": Method(
-        denominator="old",
+        reference="old",
         defaults=PPO_CLIP,
         correction={
             "weight": "masked",
@@ -80,7 +80,7 @@ METHODS = {
     ),
     # mis at the token level with its authors' bounds. Ling team 2025, "Every step evolves".
     "icepop": Method(
-        denominator="old",
+        reference="old",
         defaults=PPO_CLIP,
         correction={
             "weight": "masked",
@@ -111,7 +111,7 @@ def needs_old_logprobs(config: ObjectiveConfig) -> bool:
     They cost a forward pass over the step's samples. A ratio to the old policy needs them,
     and so does whatever looks at w = pi_old / pi_rollout.
     """
-    return METHODS[config.method].denominator == "old" or config.correction.is_on
+    return METHODS[config.method].reference == "old" or config.correction.is_on
 
 
 def _unset(section: Section, defaults: Settings) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from alp_megatron.learner.optimizer import chained
 from alp_megatron.learner.state import metadata, sharded_state
 from alp_megatron.learner.writer import write_in_this_process
 from alp_megatron.runtime.mesh import from_every_rank
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.hf_model import export_dtype, write_model
 
 write_in_this_process()
@@ -54,8 +54,8 @@ class _Save:
 class CheckpointSaver:
     """All methods are collective. One checkpoint is written at a time."""
 
-    def __init__(self, run_dir: Path, learner: Learner, plan: ExportPlan):
-        self._run_dir, self._learner, self._plan = run_dir, learner, plan
+    def __init__(self, run_dir: Path, learner: Learner, export: WeightExport):
+        self._run_dir, self._learner, self._export = run_dir, learner, export
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if dist.get_rank() == 0:
             self._removal = self._thread.submit(remove_leftovers, run_dir)
@@ -147,7 +147,7 @@ class CheckpointSaver:
         """A copy of all weights on rank 0, under their Hugging Face names; empty elsewhere."""
         dtype = export_dtype(self._source, self._learner.rollout_dtype)
         # The stream yields views that the next bucket overwrites.
-        return [(n, t.to("cpu", copy=True)) for n, t in self._plan.stream(dtype)], dtype
+        return [(n, t.to("cpu", copy=True)) for n, t in self._export.stream(dtype)], dtype
 
 
 def _copied(buckets: list, learner: Learner) -> list:

@@ -145,14 +145,14 @@ def policy_objective(config: ObjectiveConfig, batch: LossInputs) -> LossOutput:
     normalisation. A rejected token has no loss, but still counts in its sequence's ratio.
     """
     method = METHODS[config.method]
-    denominator = batch.rollout_logprobs if method.denominator == "rollout" else batch.old_logprobs
-    assert denominator is not None, f"method {config.method} needs old_logprobs"
+    reference = batch.rollout_logprobs if method.reference == "rollout" else batch.old_logprobs
+    assert reference is not None, f"method {config.method} needs old_logprobs"
     assert config.correction.is_on == (batch.correction is not None)
     sequences = (batch.sequence_index, batch.num_sequences)
 
     ratio = log_ratio(
         batch.logprobs,
-        denominator,
+        reference,
         batch.mask,
         *sequences,
         level=config.level,

@@ -10,7 +10,7 @@ LOG_RATIO_LIMIT = 20.0  # e^20 = 4.9e8: far outside any clip range, and finite i
 
 def log_ratio(
     logprobs: Tensor,
-    denominator_logprobs: Tensor,
+    reference_logprobs: Tensor,
     mask: Tensor,
     sequence_index: Tensor,
     num_sequences: int,
@@ -20,7 +20,7 @@ def log_ratio(
 ) -> Tensor:
     """The log importance ratio of each token, clamped to +-20.
 
-    With `d_t = logprobs - denominator_logprobs` and `sg` for stop-gradient:
+    With `d_t = logprobs - reference_logprobs` and `sg` for stop-gradient:
 
         token:     log r_t = d_t
         sequence:  log r_t = sg[sum_s m_s d_s] + logp_t - sg[logp_t]
@@ -30,14 +30,14 @@ def log_ratio(
 
     Args:
         logprobs: [t], the training policy, with gradient.
-        denominator_logprobs: [t].
+        reference_logprobs: [t].
         mask: [t], 1 or 0. What `logprobs` hold at masked tokens does not matter.
         sequence_index: int64 [t], in [0, num_sequences).
 
     Returns:
         [t]. At masked tokens 0 (token level) or the ratio of their sequence.
     """
-    difference = (logprobs - denominator_logprobs.detach()).where(mask > 0, 0.0)
+    difference = (logprobs - reference_logprobs.detach()).where(mask > 0, 0.0)
     if level == "sequence":
         total = sum_by_sequence(difference.detach(), sequence_index, num_sequences)
         if length_normalized:

@@ -75,7 +75,7 @@ class Driver:
 
 
 def stop_tokens(config: Config, hf: dict, tokenizer) -> tuple[int, ...]:
-    """Returns the configured stop tokens, the tokenizer's and the model's end-of-sequence tokens."""
+    """Returns the configured stop tokens and the end-of-sequence ones of tokenizer and model."""
     of_model = hf.get("eos_token_id")
     own = of_model if isinstance(of_model, list) else [of_model]
     stops = {*config.rollout.stop_token_ids, *own, tokenizer.eos_token_id} - {None}

@@ -1,34 +1,32 @@
-"""One step's record: every metric over the step's whole batch, computed exactly, once."""
-
-from collections import Counter
+"""Makes one step's record: every metric over the step's whole batch, computed exactly, once."""
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
-from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.data.trajectory import Trajectory
-from alp_megatron.fp8.linear import EmulatedFp8
-from alp_megatron.fp8.recipes import OPERANDS, without_fp8
-from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.metrics.tokens import (
     TokenRatios,
     correction_metrics,
     mismatch_metrics,
     ratio_metrics,
 )
-from alp_megatron.trainer.step import UpdateRecord
+from alp_megatron.trainer.step import StepResult, UpdateRecord, sum_counts
 
 
 def has_envelope(config: Config, step: int) -> bool:
-    """Whether the step, counted from 0, writes envelopes/ and the metrics of `envelope_keys`."""
+    """Returns whether a step, counted from 0, writes envelopes/ and has `envelope_keys`."""
     interval, done = config.logging.envelope_interval, step + 1
     return interval > 0 and (done % interval == 0 or done == config.trainer.steps)
 
 
+def has_mismatch(config: Config, step: int) -> bool:
+    """Returns whether a step, counted from 0, has `mismatch/*`, whatever the method needs."""
+    interval = config.logging.clean_mismatch_interval
+    return interval > 0 and step % interval == 0
+
+
 def token_ratios(trajectories: list[Trajectory], updates: list[UpdateRecord]) -> TokenRatios:
-    """The sampled tokens of the updates that were made, update after update, by sample id.
+    """Returns the sampled tokens of the updates that were made, update after update, by sample id.
 
     Args:
         trajectories: at least those that the updates trained on.
@@ -49,7 +47,7 @@ _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int32), *[np.zeros(0, np.float
 
 
 def _of_update(by_id: dict[int, Trajectory], index: int, update: UpdateRecord) -> tuple:
-    """The fields of TokenRatios, in their order."""
+    """Returns the fields of TokenRatios, in their order."""
     assert update.clean is not None
     sample_id = update.tokens["sample_id"]
     members = [by_id[i] for i in np.unique(sample_id).tolist()]
@@ -64,85 +62,31 @@ def _of_update(by_id: dict[int, Trajectory], index: int, update: UpdateRecord) -
     )
 
 
-SAMPLES = 64  # whose log-probabilities are computed in high precision as well
-
-
-def fp8_mismatch(
-    learner: Learner, trajectories: list[Trajectory], clean: dict | None
-) -> dict[str, float]:
-    """`fp8/k3` and `fp8/abs_diff_mean` of the FP8 policy, whose log-probabilities `clean` holds,
-    against the same weights in high precision; of the first samples. Collective."""
-    if learner.config.model.fp8 is None or clean is None:
-        return {}
-    few = sorted(trajectories, key=lambda t: t.sample_id)[:SAMPLES]
-    temperature = learner.config.rollout.temperature
-    with without_fp8(learner.policy_config):
-        high = token_logprobs(learner, [as_sequence(t) for t in few], temperature)
-    fp8, high = (np.concatenate([p[t.sample_id].numpy() for t in few]) for p in (clean, high))
-    mask = np.concatenate([t.loss_mask for t in few])
-    found = mismatch_metrics(fp8, high, mask, np.zeros(len(mask), dtype=int), "fp8")
-    return {name: found[name] for name in ("fp8/k3", "fp8/abs_diff_mean")}
-
-
-def fp8_update_metrics(learner: Learner, updates: list[UpdateRecord]) -> dict[str, float]:
-    """Of the step's updates, over all layers and ranks. Collective.
-
-    alp/fp8_surviving_fraction: see `fp8.survival`; of one micro-batch of the first update.
-    fp8/amax_*: the largest absolute value of the linear layers' operands (emulation only).
-    fp8/amax_growth_*: the largest amax over what its scale, made of earlier ones, has room for;
-        above 1 the largest values saturated (emulation of the delayed recipe only).
-    """
-    if learner.config.model.fp8 is None:
-        return {}
-    metrics = {}
-    counts = _counts(updates)
-    if counts["fp8_total"]:
-        share = counts["fp8_changed"] / counts["fp8_total"]
-        metrics["alp/fp8_surviving_fraction"] = share
-    if learner.policy_config.emulated_fp8 is None:
-        return metrics
-    linears = [m for c in learner.chunks for m in c.modules() if isinstance(m, EmulatedFp8)]
-    peaks = torch.stack([linear.fp8_meter.take() for linear in linears]).amax(0)
-    dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
-    kinds = ["amax"]
-    if learner.config.model.fp8.recipe == "delayed":
-        kinds.append("amax_growth")
-    for kind, values in zip(kinds, peaks.tolist(), strict=False):
-        pairs = zip(OPERANDS, values, strict=True)
-        metrics |= {f"fp8/{kind}_{operand}": value for operand, value in pairs}
-    return metrics
-
-
 def step_record(
     trajectories: list[Trajectory],
-    clean: dict | None,
-    updates: list[UpdateRecord],
-    sigmas: list[float],
+    result: StepResult,
     version: int,
     seconds: dict[str, float],
 ) -> dict[str, float]:
-    """The metrics of design.md for one step.
+    """Returns the metrics of one step, `metrics.keys.required_keys`.
 
     Args:
         trajectories: the step's samples.
-        clean: unperturbed log-probabilities by sample id, at the weights that sampled; None
-            leaves out `mismatch/`.
-        updates: in order.
-        sigmas: by layer, after the updates; zeros where the method has no noise.
+        result: without `logprobs_before` there is no `mismatch/`.
         version: of the trainer's weights when the updates began.
         seconds: by phase.
     """
     assert all(t.reward is not None for t in trajectories), "a trajectory is not scored"
     rewards = np.array([t.reward for t in trajectories])
     lags = np.array([version - t.policy_version for t in trajectories])
-    counts = _counts(updates)
+    counts, before = result.counts, result.logprobs_before
     response = sum(len(t.response_ids) for t in trajectories)
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        **update_metrics(trajectories, updates),
-        **({} if clean is None else _clean_mismatch(clean, trajectories)),
-        **sigma_metrics(sigmas),
+        **update_metrics(trajectories, result.updates),
+        **({} if before is None else _mismatch_before(before, trajectories)),
+        **sigma_metrics(result.sigmas[-1]),
         "tokens/prompt": sum(len(t.prompt_ids) for t in trajectories),
         "tokens/response": response,
         "tokens/padding_share": _share(counts["padding"], counts["tokens"]),
@@ -151,18 +95,19 @@ def step_record(
         "policy_version/lag_mean": float(lags.mean()),
         "policy_version/lag_max": int(lags.max()),
         **{f"time/{phase}": value for phase, value in seconds.items()},
+        **result.fp8_metrics,
     }
 
 
 def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) -> dict[str, float]:
-    """The metrics of updates on all of these samples, over those updates that were made.
+    """Returns the metrics of updates on all of these samples, over those updates that were made.
 
     A skipped one may hold numbers that are not finite. With `envelope_keys` where every update
     has its `clean` arrays.
     """
     flat = _flat(trajectories)
     pooled = _pool(updates, [u.tokens for u in updates])
-    mask, counts = flat["mask"] * pooled["made"], _counts(updates)
+    mask, counts = flat["mask"] * pooled["made"], sum_counts(updates)
     metrics = {
         "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
         "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
@@ -180,7 +125,7 @@ def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) 
 
 
 def sigma_metrics(sigmas: list[float]) -> dict[str, float]:
-    """Of the noise scales by layer."""
+    """Returns `alp/sigma_*` of the noise scales by layer."""
     return {
         "alp/sigma_mean": float(np.mean(sigmas)),
         "alp/sigma_min": min(sigmas),
@@ -198,7 +143,7 @@ def _numerator_metrics(pooled: dict, mask: np.ndarray, flat: dict, ratio: str, m
 
 
 def _flat(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
-    """Arrays over the response tokens, ordered by sample id, which is their `index`."""
+    """Returns arrays over the response tokens, ordered by sample id, which is their `index`."""
     by_id = sorted(trajectories, key=lambda t: t.sample_id)
     return {
         "rollout": _concat([t.rollout_logprobs for t in by_id]),
@@ -207,24 +152,20 @@ def _flat(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
     }
 
 
-def _clean_mismatch(clean: dict, trajectories: list[Trajectory]) -> dict[str, float]:
+def _mismatch_before(before: dict, trajectories: list[Trajectory]) -> dict[str, float]:
     flat = _flat(trajectories)
-    logprobs = _concat([clean[i] for i in sorted(t.sample_id for t in trajectories)])
+    logprobs = _concat([before[i] for i in sorted(t.sample_id for t in trajectories)])
     return mismatch_metrics(logprobs, flat["rollout"], flat["mask"], flat["index"], "mismatch")
 
 
 def _pool(updates: list[UpdateRecord], tokens: list[dict]) -> dict[str, np.ndarray]:
-    """The updates' tokens ordered by sample id, and which of them are of an update `made`."""
+    """Returns the updates' tokens by sample id, and which of them are of an update `made`."""
     pooled = {name: np.concatenate([of[name] for of in tokens]) for name in tokens[0]}
     pooled["made"] = np.concatenate(
         [np.full(len(u.tokens["sample_id"]), not u.skipped) for u in updates]
     )
     order = np.argsort(pooled["sample_id"], kind="stable")
     return {name: values[order] for name, values in pooled.items()}
-
-
-def _counts(updates: list[UpdateRecord]) -> Counter[str]:
-    return sum((update.counts for update in updates), Counter())
 
 
 def _concat(rows: list) -> np.ndarray:
@@ -236,5 +177,5 @@ def _share(part: int, whole: int) -> float:
 
 
 def _mean(values) -> float:
-    """0 where there is none: every update of the step was skipped."""
+    """Returns 0 where there is none: every update of the step was skipped."""
     return float(np.mean(values)) if len(values) else 0.0

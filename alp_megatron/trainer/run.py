@@ -1,9 +1,7 @@
 """Builds the parts of a run on this rank, and keeps what it must remember between steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
@@ -18,22 +16,18 @@ from alp_megatron.runtime.mesh import Rank, from_first_rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.output import Output
-from alp_megatron.trainer.sync import sync, verified_sync
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.trainer.sync import WeightSync
+from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.hf_model import Checkpoint
-from alp_megatron.weights.quantize.scheme import Scheme, rollout_scheme
-from alp_megatron.weights.quantize.stream import WeightNoise
 
 
 @dataclass
 class Run:
-    """A run on this rank; `driver`, `engine` and `output` exist on rank 0 only."""
+    """Holds a run's parts on this rank; `driver`, `engine` and `output` exist on rank 0 only."""
 
     config: Config
     run_dir: Path
     learner: Learner
-    plan: ExportPlan
-    scheme: Scheme | None
     driver: Driver | None = None
     engine: RolloutEngine | None = None
     output: Output | None = None
@@ -42,9 +36,15 @@ class Run:
     base_score: float = 0.0
     latest_score: float = 0.0
     scored_step: int = 0
+    export: WeightExport = field(init=False)
+    sync: WeightSync = field(init=False)
+
+    def __post_init__(self):
+        self.export = WeightExport(self.learner.chunks, self.learner.hf["model_type"])
+        self.sync = WeightSync(self.learner, self.export, self.engine)
 
     def counters(self) -> dict:
-        """What a checkpoint must hold beside tensors."""
+        """Returns what a checkpoint must hold beside tensors."""
         return {
             "policy_version": self.policy_version,
             "base_score": self.base_score,
@@ -56,15 +56,6 @@ class Run:
     def scores(self) -> dict:
         return {"eval/score": self.latest_score, "eval/step": self.scored_step}
 
-    def sync(self) -> None:
-        """Send the trainer's weights to the engine. Collective."""
-        rollout = self.config.rollout
-        noise = (
-            WeightNoise(rollout.weight_noise, self.config.seed) if rollout.weight_noise else None
-        )
-        dtype = self.learner.rollout_dtype
-        sync(self.plan, self.engine, dtype, self.scheme, self.policy_version, noise)
-
     def close(self) -> None:
         if self.output:
             self.output.close()
@@ -73,7 +64,7 @@ class Run:
 
 
 def start_engine(config: Config, rank: Rank) -> RolloutEngine | None:
-    """Rank 0 starts vLLM first of all: it loads while the trainer builds its model."""
+    """Starts vLLM on rank 0, first of all: it loads while the trainer builds its model."""
     if not rank.is_first:
         return None
     log = Path(config.run_dir) / "logs"
@@ -82,16 +73,10 @@ def start_engine(config: Config, rank: Rank) -> RolloutEngine | None:
 
 
 def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: bool) -> Run:
-    """Model, optimizer and, on rank 0, task and output; the first sync; the base score."""
+    """Builds model, optimizer and, on rank 0, task and output; makes the first sync and the base
+    score. Collective."""
     learner = Learner(config, rank.device)
-    run = Run(
-        config,
-        Path(config.run_dir),
-        learner,
-        ExportPlan(learner.chunks, learner.hf["model_type"]),
-        rollout_scheme(config),
-        engine=engine,
-    )
+    run = Run(config, Path(config.run_dir), learner, engine=engine)
     checkpoint = newest_whole(run.run_dir) if resume else None
     if checkpoint:
         _restore(run, checkpoint)
@@ -121,31 +106,21 @@ def _restore(run: Run, checkpoint: Path) -> None:
 
 
 def first_sync(run: Run, fresh: bool) -> None:
-    """A run's first sync is verified; a resumed run restores the version it had. Collective.
+    """Gives the engine the weights and the version that the run begins with. Collective.
 
     Without an output, as where no run is made, the figures of the verification are not shown.
 
-    Noise in the engine's weights comes after: it would hide what the verification looks for.
+    Args:
+        fresh: the weights are those of model.path.
     """
     base = Checkpoint(run.config.model.path) if fresh else None
-    agreement = verified_sync(
-        run.learner,
-        run.plan,
-        run.driver,
-        run.learner.rollout_dtype,
-        run.scheme,
-        run.policy_version,
-        base,
-    )
+    agreement = run.sync.verify(run.policy_version, run.driver, base)
     if run.output:
         run.output.say(
             "first weight sync verified: every tensor's hash, and log-probabilities: mean "
             f"|difference| {agreement['mean_abs_diff']:.1e}, largest "
             f"{agreement['max_abs_diff']:.1e} nats, k3 {agreement['k3']:.1e}"
         )
-    if run.config.rollout.weight_noise:
-        run.sync()
-    dist.barrier()
 
 
 REQUEST = "stop"  # in the run directory: save after this step, and end
@@ -153,11 +128,11 @@ ACKNOWLEDGEMENT = "stopped"
 
 
 def stop_requested(run_dir: Path) -> bool:
-    """The same answer on every rank. Collective."""
+    """Returns the same answer on every rank. Collective."""
     return from_first_rank((run_dir / REQUEST).exists())
 
 
 def acknowledge_stop(run_dir: Path) -> None:
-    """Called when the checkpoint is whole."""
+    """Answers the request, once the checkpoint is whole."""
     (run_dir / ACKNOWLEDGEMENT).touch()
     (run_dir / REQUEST).unlink(missing_ok=True)

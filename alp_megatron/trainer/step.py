@@ -1,4 +1,4 @@
-"""One policy update over the whole run's ranks."""
+"""Makes the updates of one step over the whole run's ranks: for a run, a probe and the tests."""
 
 import time
 from collections import Counter
@@ -8,19 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alp_megatron.config.methods import METHODS
+from alp_megatron.config.methods import METHODS, needs_old_logprobs
 from alp_megatron.data.microbatch import MicroBatch
-from alp_megatron.data.minibatch import MiniBatch, as_sequence
+from alp_megatron.data.minibatch import MiniBatch, as_sequence, minibatches
 from alp_megatron.data.trajectory import Trajectory
-from alp_megatron.learner.learner import Learner, gather_from_replicas, replica_microbatches
+from alp_megatron.learner.learner import (
+    Learner,
+    gather_from_replicas,
+    replica_microbatches,
+    token_logprobs,
+)
+from alp_megatron.learner.optimizer import sigmas
 from alp_megatron.metrics.counts import Counts
 from alp_megatron.objectives.loss import policy_objective
 from alp_megatron.perturbation import NoiseKey
+from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
 
 
 @dataclass
 class UpdateRecord:
-    """What one update computed over the global mini-batch; the same on every rank.
+    """Holds what one update computed over the global mini-batch; the same on every rank.
 
     Attributes:
         tokens: arrays over the unmasked and masked response tokens, ordered by sample id:
@@ -42,6 +49,73 @@ class UpdateRecord:
     clean_seconds: float = 0.0
 
 
+@dataclass
+class StepResult:
+    """Holds what the updates of one step did; the same on every rank but for the seconds.
+
+    Attributes:
+        logprobs_before: of the unperturbed policy before the first update, by sample id; None
+            where nothing needed them. The policy is the one that sampled, unless the engine lags
+            (rollout.sync_interval).
+        minibatches, updates: one of each for an update, in order.
+        sigmas: the noise scales by layer after each update; zeros where the method has no noise.
+        fp8_metrics: see `trainer.fp8_metrics`; empty without `model.fp8`.
+        seconds: parts of the step as this rank sees them. `old_logprobs` or `clean_logprobs` is
+            the pass that makes `logprobs_before`, the first where the method needs them, the
+            second where only the metrics do; `envelope` is what every update's `clean` took.
+    """
+
+    logprobs_before: dict[int, Tensor] | None
+    minibatches: list[list[Trajectory]]
+    updates: list[UpdateRecord]
+    sigmas: list[list[float]]
+    fp8_metrics: dict[str, float]
+    seconds: dict[str, float]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return sum_counts(self.updates)
+
+
+def update_step(
+    learner: Learner,
+    trajectories: list[Trajectory],
+    step: int,
+    *,
+    measure_before: bool = False,
+    measure_clean: bool = False,
+) -> StepResult:
+    """Makes one update on each mini-batch of a step's samples. Collective.
+
+    How the samples are dealt and the noise are functions of the seed and `step` alone.
+
+    Args:
+        measure_before: fill in `logprobs_before` also where the method needs none.
+        measure_clean: fill in every update's `clean`.
+    """
+    config, needed = learner.config, needs_old_logprobs(learner.config.objective)
+    seconds = {"old_logprobs": 0.0, "clean_logprobs": 0.0}
+    before = None
+    if needed or measure_before:
+        started = time.perf_counter()
+        sequences = [as_sequence(t) for t in trajectories]
+        before = token_logprobs(learner, sequences, config.rollout.temperature)
+        seconds["old_logprobs" if needed else "clean_logprobs"] = time.perf_counter() - started
+    fp8_metrics = fp8_mismatch(learner, trajectories, before)
+
+    sigma0 = config.perturbation.sigma0 if METHODS[config.objective.method].perturbed else 0.0
+    dealt = minibatches(trajectories, config.trainer.global_batch_size, config.seed, step)
+    updates, scales = [], []
+    for index, minibatch in enumerate(dealt):
+        key = NoiseKey(config.seed, step, index)
+        update = update_policy(learner, minibatch, before, key, measure_clean=measure_clean)
+        updates.append(update)
+        scales.append(sigmas(learner.chunks, sigma0))
+    fp8_metrics |= fp8_update_metrics(learner, sum_counts(updates))
+    seconds["envelope"] = sum(update.clean_seconds for update in updates)
+    return StepResult(before, dealt, updates, scales, fp8_metrics, seconds)
+
+
 def update_policy(
     learner: Learner,
     trajectories: list[Trajectory],
@@ -50,7 +124,7 @@ def update_policy(
     *,
     measure_clean: bool = False,
 ) -> UpdateRecord:
-    """One optimizer update on one mini-batch. A collective call of the whole run.
+    """Makes one optimizer update on one mini-batch. Collective.
 
     Args:
         old_logprobs: by sample id; may be None where `needs_old_logprobs` says so.
@@ -103,6 +177,10 @@ def update_policy(
         clean=tokens if measure_clean and not method.perturbed else clean,
         clean_seconds=clean_seconds,
     )
+
+
+def sum_counts(updates: list[UpdateRecord]) -> Counter[str]:
+    return sum((update.counts for update in updates), Counter())
 
 
 def _per_token(batch: MicroBatch) -> Tensor:

@@ -104,11 +104,11 @@ def _stream_order(entry: Entry) -> tuple:
 DEFAULT_BUCKET_BYTES = 64 * 2**20
 
 
-class ExportPlan:
-    """Made once; each `stream` follows it.
+class WeightExport:
+    """Knows which rank holds which part of every weight; each `stream` follows it. Made once.
 
     Args:
-        chunks: this rank's PolicyModel chunks (all ranks of the run make the plan together).
+        chunks: this rank's PolicyModel chunks (all ranks of the run make it together).
         bucket_bytes: the parts travel to rank 0 in buckets of at most this size, or of one
             tensor where that is larger. A rank holds two of them, and no copy of the model.
     """

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.mapping import merge, rules_of_chunk, shard
 
 
@@ -90,7 +90,7 @@ MAX_SHARD_BYTES = 4 * 2**30
 
 
 def save_hf(
-    plan: ExportPlan, source_dir: str | Path, out_dir: Path, rollout_dtype: torch.dtype
+    export: WeightExport, source_dir: str | Path, out_dir: Path, rollout_dtype: torch.dtype
 ) -> None:
     """Write the policy as a Hugging Face model to `out_dir`. Collective.
 
@@ -98,7 +98,7 @@ def save_hf(
     """
     source_dir = Path(source_dir)
     dtype = export_dtype(source_dir, rollout_dtype)
-    stream = plan.stream(dtype)
+    stream = export.stream(dtype)
     if dist.get_rank() != 0:
         for _ in stream:
             pass

@@ -11,7 +11,7 @@ from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.mesh import from_first_rank
 from alp_megatron.trainer.step import update_policy
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.weights.export import WeightExport
 
 
 def save_and_go_on(config, rank, run_dir: str, trajectories: list) -> list[dict]:
@@ -19,7 +19,7 @@ def save_and_go_on(config, rank, run_dir: str, trajectories: list) -> list[dict]
     learner = Learner(config, rank.device)
     _steps(learner, trajectories, 0, 2)
     saver = CheckpointSaver(
-        Path(run_dir), learner, ExportPlan(learner.chunks, learner.hf["model_type"])
+        Path(run_dir), learner, WeightExport(learner.chunks, learner.hf["model_type"])
     )
     trained = threading.Event()
     saver._thread.submit(trained.wait)  # a slow disk

@@ -10,16 +10,15 @@ from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from alp_megatron.config.schema import Fp8Config
-from alp_megatron.data.minibatch import as_sequence, minibatches
+from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.fp8.linear import Fp8ColumnParallelLinear, count_surviving
 from alp_megatron.fp8.recipes import Fp8Pass, fp8_pass, without_fp8
 from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.model.specs import Fp8ExpertsNorm
 from alp_megatron.model.transformer_config import fp8_settings, policy_config
-from alp_megatron.perturbation import NoiseKey, NoiseRows
-from alp_megatron.trainer.record import fp8_mismatch, fp8_update_metrics
-from alp_megatron.trainer.step import update_policy
+from alp_megatron.perturbation import NoiseRows
+from alp_megatron.trainer.step import update_policy, update_step
 from tests.distributed.jobs import update_gradients
 from tests.distributed.layouts import KEY, NUM_SAMPLES
 
@@ -63,14 +62,9 @@ def with_and_without(config, rank, sequences: list) -> list[dict]:
 
 def metrics(config, rank, trajectories: list) -> dict:
     """A step of two updates (learning rates 0): its FP8 metrics, as every rank has them."""
+    config.seed, config.trainer.global_batch_size = 7, NUM_SAMPLES // 2
     learner = Learner(config, rank.device)
-    clean = token_logprobs(learner, [as_sequence(t) for t in trajectories])
-    found = fp8_mismatch(learner, trajectories, clean)
-    updates = [
-        update_policy(learner, half, clean, NoiseKey(7, 3, index))
-        for index, half in enumerate(minibatches(trajectories, NUM_SAMPLES // 2, 7, 3))
-    ]
-    return found | fp8_update_metrics(learner, updates)
+    return update_step(learner, trajectories, 3, measure_before=True).fp8_metrics
 
 
 def surviving(config, rank, recipe: str, clean, noisy) -> list[int]:

@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 
 import alp_megatron.perturbation.layer as perturbed_layer
 from alp_megatron.data.microbatch import Sequence
-from alp_megatron.data.minibatch import as_sequence, minibatches
+from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.learner.optimizer import sigmas
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
@@ -16,8 +16,8 @@ from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise
 from alp_megatron.perturbation.add_noise import LogitsNoise
 from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.trainer.record import step_record
-from alp_megatron.trainer.step import update_policy
-from alp_megatron.weights.export import ExportPlan
+from alp_megatron.trainer.step import update_policy, update_step
+from alp_megatron.weights.export import WeightExport
 from benchmarks.gpu.graph_jobs import layer_calls
 from tests.distributed.layouts import KEY, NUM_SAMPLES
 
@@ -79,7 +79,7 @@ def update_gradients(config, rank, trajectories: list, old_logprobs: dict | None
     """
     learner = Learner(config, rank.device)
     record = update_policy(learner, trajectories, old_logprobs, KEY)
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
     own = {}
     with torch.no_grad():
         for chunk in learner.chunks:
@@ -89,7 +89,7 @@ def update_gradients(config, rank, trajectories: list, old_logprobs: dict | None
                 )
             for parameter in chunk.parameters():
                 parameter.copy_(parameter.main_grad)
-    gradients = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    gradients = {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
     for stage in from_every_rank(own, parallel_state.get_pipeline_model_parallel_group()):
         gradients |= stage
     return {
@@ -107,24 +107,20 @@ def weights_after_updates(config, rank, trajectories: list, updates: int) -> dic
     learner = Learner(config, rank.device)
     for index in range(updates):
         update_policy(learner, trajectories, None, NoiseKey(7, 3, index))
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
-    return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
+    return {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
 
 
 def step_records(config, rank, trajectories: list, objectives: list) -> list[dict]:
     """A step of two updates under each objective, from the same weights: the step's metrics."""
+    config.seed, config.trainer.global_batch_size = 7, NUM_SAMPLES // 2
     records = []
     for objective in objectives:
         config.objective = objective
         learner = Learner(config, rank.device)
-        clean = token_logprobs(learner, [as_sequence(t) for t in trajectories])
-        updates = [
-            update_policy(learner, half, clean, NoiseKey(7, 3, index), measure_clean=True)
-            for index, half in enumerate(minibatches(trajectories, NUM_SAMPLES // 2, 7, 3))
-        ]
-        scales = sigmas(learner.chunks, config.perturbation.sigma0)
+        result = update_step(learner, trajectories, 3, measure_before=True, measure_clean=True)
         seconds = {"rollout": 1.0, "train": 1.0}
-        records.append(step_record(trajectories, clean, updates, scales, 0, seconds))
+        records.append(step_record(trajectories, result, 0, seconds))
     return records
 
 
@@ -151,8 +147,8 @@ def layer_under_keys(config, rank) -> list:
 def exported(config, rank) -> dict:
     """The export stream of freshly loaded weights, on rank 0, in order."""
     learner = Learner(config, rank.device, training=False)
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
-    return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
+    return {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
 
 
 def loss_at_scales(config, rank, trajectories: list, layer: int, shifts: list[float]) -> list:
@@ -170,10 +166,10 @@ def loss_at_scales(config, rank, trajectories: list, layer: int, shifts: list[fl
 def update_with_nan(config, rank, trajectories: list) -> dict:
     """An update whose gradient is not a number, then a sound one; weights after each."""
     learner = Learner(config, rank.device)
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
 
     def weights():
-        return {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+        return {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
 
     before = weights()
     advantage, trajectories[0].advantage = trajectories[0].advantage, float("nan")
@@ -203,12 +199,12 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     from alp_megatron.learner.state import load_checkpoint, newest_whole
 
     learner = Learner(config, rank.device)
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
     counters = {}
     if save:
         for index in range(2):
             update_policy(learner, trajectories, None, NoiseKey(7, 0, index))
-        saver = CheckpointSaver(Path(run_dir), learner, plan)
+        saver = CheckpointSaver(Path(run_dir), learner, export)
         saver.start(1, {"policy_version": 5})
     else:
         counters = load_checkpoint(newest_whole(Path(run_dir)), learner)
@@ -217,18 +213,19 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     if save:
         saver.finish()
     scales = sigmas(learner.chunks, config.perturbation.sigma0)
-    weights = {name: tensor.clone() for name, tensor in plan.stream(torch.float32)}
+    weights = {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
     return {"weights": weights, "sigmas": scales, "counters": counters}
 
 
 def off_policy(config, rank, configs: dict, trajectories: list) -> dict[str, list[dict]]:
     """A probe's updates with each configuration in turn: their metrics."""
-    from alp_megatron.studies.probe.job import off_policy_updates
+    from alp_megatron.studies.probe.job import metrics_by_update
 
-    return {
-        name: off_policy_updates(Learner(own, rank.device), trajectories)[1]
+    results = {
+        name: update_step(Learner(own, rank.device), trajectories, 0, measure_clean=True)
         for name, own in configs.items()
     }
+    return {name: metrics_by_update(result) for name, result in results.items()}
 
 
 def start_of_probe(config, rank, checkpoint: str) -> dict:
@@ -236,8 +233,8 @@ def start_of_probe(config, rank, checkpoint: str) -> dict:
     from alp_megatron.studies.probe.job import load_start
 
     learner = Learner(config, rank.device, load=lambda chunks: load_start(Path(checkpoint), chunks))
-    plan = ExportPlan(learner.chunks, learner.hf["model_type"])
+    export = WeightExport(learner.chunks, learner.hf["model_type"])
     return {
-        "weights": {name: tensor.clone() for name, tensor in plan.stream(torch.float32)},
+        "weights": {name: tensor.clone() for name, tensor in export.stream(torch.float32)},
         "scales": [layer.log_sigma_scale.item() for layer in learner.chunks[0].decoder.layers],
     }

@@ -95,6 +95,7 @@ def some_trajectories() -> list[Trajectory]:
                 loss_mask=[0 if rng.random() < 0.2 else 1 for _ in response],
                 rollout_logprobs=[-4.1 + rng.gauss(0, 0.5) for _ in response],
                 policy_version=0,
+                reward=0.0,
                 advantage=rng.gauss(0, 1),
             )
         )

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from alp_megatron.config.load import config_from
-from alp_megatron.trainer import loop
+from alp_megatron.trainer import step as trainer_step
+from alp_megatron.trainer.record import has_mismatch
 
 
 @pytest.mark.parametrize(
@@ -24,10 +25,12 @@ from alp_megatron.trainer import loop
     ],
 )
 def test_when_the_pass_is_made(monkeypatch, overrides, made):
-    monkeypatch.setattr(loop, "token_logprobs", lambda *arguments: {"its": "result"})
-    run = SimpleNamespace(config=config_from({"model": {"path": "x"}}, overrides), learner=None)
+    monkeypatch.setattr(trainer_step, "token_logprobs", lambda *arguments: {"its": "result"})
+    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [0.0])
+    config = config_from({"model": {"path": "x"}}, overrides)
+    learner = SimpleNamespace(config=config, chunks=[])
     for step, name in enumerate(made):
-        seconds = {"old_logprobs": 0.0, "clean_logprobs": 0.0}
-        result = loop.old_logprobs(run, step, [], seconds)
-        assert (result is not None) == (name is not None)
-        assert {phase for phase, spent in seconds.items() if spent > 0} == {name} - {None}
+        wanted = has_mismatch(config, step)
+        result = trainer_step.update_step(learner, [], step, measure_before=wanted)
+        assert (result.logprobs_before is not None) == (name is not None)
+        assert {part for part, spent in result.seconds.items() if spent > 0} == {name} - {None}

@@ -6,7 +6,7 @@ import pytest
 from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.metrics.keys import envelope_keys, required_keys
 from alp_megatron.trainer.record import step_record
-from alp_megatron.trainer.step import UpdateRecord
+from alp_megatron.trainer.step import StepResult, UpdateRecord
 
 
 def trajectory(sample_id, logprobs, reward):
@@ -33,8 +33,15 @@ def update(trajectories, logprobs, skipped=False):
 def record(updates, trajectories, measured=True):
     clean = {t.sample_id: np.array(t.rollout_logprobs) for t in trajectories}
     seconds = {"rollout": 1.0, "reward": 0.1, "train": 2.0, "sync": 0.1, "total": 3.2}
-    seconds |= {"old_logprobs": 0.0, "clean_logprobs": 0.5, "envelope": 0.0}
-    return step_record(trajectories, clean if measured else None, updates, [0.1, 0.3], 5, seconds)
+    result = StepResult(
+        logprobs_before=clean if measured else None,
+        minibatches=[],
+        updates=updates,
+        sigmas=[[0.0, 0.0]] * (len(updates) - 1) + [[0.1, 0.3]],
+        fp8_metrics={},
+        seconds={"old_logprobs": 0.0, "clean_logprobs": 0.5, "envelope": 0.0},
+    )
+    return step_record(trajectories, result, 5, seconds | result.seconds)
 
 
 FIRST, SECOND = trajectory(0, [-1.0, -1.0], 1.0), trajectory(1, [-1.0, -1.0, -1.0], 0.0)

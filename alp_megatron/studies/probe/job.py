@@ -1,4 +1,4 @@
-"""The processes' part of a probe: the same rollouts, then each method from the same start."""
+"""Does the processes' part of a probe: the same rollouts, then each method from the same start."""
 
 import gc
 from collections.abc import Callable
@@ -7,13 +7,10 @@ from pathlib import Path
 
 import torch
 
-from alp_megatron.config.methods import METHODS, needs_old_logprobs
 from alp_megatron.config.schema import Config
-from alp_megatron.data.minibatch import as_sequence, minibatches
 from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.hf.files import read_hf_config
-from alp_megatron.learner.learner import Learner, token_logprobs
-from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.state import load_weights
 from alp_megatron.metrics.envelope import envelope_width
 from alp_megatron.perturbation import NoiseKey
@@ -25,9 +22,7 @@ from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.record import sigma_metrics, token_ratios, update_metrics
 from alp_megatron.trainer.run import Run, first_sync, start_engine
-from alp_megatron.trainer.step import UpdateRecord, update_policy
-from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.quantize.scheme import rollout_scheme
+from alp_megatron.trainer.step import StepResult, UpdateRecord, update_step
 
 _STEP = 0  # whose prompts are sampled, whose data order and noise the updates have
 
@@ -35,7 +30,7 @@ _STEP = 0  # whose prompts are sampled, whose data order and noise the updates h
 def probe_job(
     config: Config, rank: Rank, out: Path, configs: dict[str, Config], start: Path | None
 ) -> None:
-    """Every rank calls it; only rank 0 has the engine, and writes into `out`.
+    """Tries each method from the same start; rank 0 has the engine and writes into `out`.
 
     Args:
         configs: of the methods still to do, which share all that `config` is used for.
@@ -47,50 +42,35 @@ def probe_job(
     for name, own in configs.items():
         gc.collect()  # the last model and its gradient buffers refer to each other
         run = _build(own, rank, driver, start)
-        updates, metrics = off_policy_updates(run.learner, trajectories)
-        run.policy_version = 1
-        run.sync()
+        # Samples, their order and the noise are functions of the seed alone: equal for all methods.
+        result = update_step(run.learner, trajectories, _STEP, measure_clean=True)
+        metrics = metrics_by_update(result)
+        run.sync.push(version=1)
         if driver is not None:
             score = driver.evaluate()
-            add_method(out, name, own, metrics, score, token_ratios(trajectories, updates))
+            add_method(out, name, own, metrics, score, token_ratios(trajectories, result.updates))
             print(_line(name, metrics, score), flush=True)
         del run
     if engine is not None:
         engine.close()
 
 
-def off_policy_updates(
-    learner: Learner, trajectories: list[Trajectory]
-) -> tuple[list[UpdateRecord], list[dict]]:
-    """One update on each mini-batch of the samples, and its metrics. Collective.
-
-    Samples, their order and the noise are functions of the seed alone: equal for all methods.
-    """
-    config = learner.config
-    old = None
-    if needs_old_logprobs(config.objective):
-        sequences = [as_sequence(t) for t in trajectories]
-        old = token_logprobs(learner, sequences, config.rollout.temperature)
-    sigma0 = config.perturbation.sigma0 if METHODS[config.objective.method].perturbed else 0.0
-    updates, metrics = [], []
-    parts = minibatches(trajectories, config.trainer.global_batch_size, config.seed, _STEP)
-    for index, minibatch in enumerate(parts):
-        key = NoiseKey(config.seed, _STEP, index)
-        update = update_policy(learner, minibatch, old, key, measure_clean=True)
-        updates.append(update)
-        metrics.append(
-            {
-                "update": index,
-                **update_metrics(minibatch, [update]),
-                **_widths(minibatch, update),
-                **sigma_metrics(sigmas(learner.chunks, sigma0)),
-            }
-        )
-    return updates, metrics
+def metrics_by_update(result: StepResult) -> list[dict]:
+    """Returns the metrics of each update alone, on its own mini-batch."""
+    updates = zip(result.minibatches, result.updates, result.sigmas, strict=True)
+    return [
+        {
+            "update": index,
+            **update_metrics(minibatch, [update]),
+            **_widths(minibatch, update),
+            **sigma_metrics(sigmas),
+        }
+        for index, (minibatch, update, sigmas) in enumerate(updates)
+    ]
 
 
 def _widths(minibatch: list[Trajectory], update: UpdateRecord) -> dict[str, float]:
-    """Percentile 98 less percentile 2 of the tokens' log ratio (nats); none if it was skipped."""
+    """Returns percentile 98 less percentile 2 of the tokens' log ratio (nats), unless skipped."""
     tokens = token_ratios(minibatch, [update])
     if not len(tokens.sample_id):
         return {}
@@ -102,24 +82,17 @@ def _widths(minibatch: list[Trajectory], update: UpdateRecord) -> dict[str, floa
 
 
 def _build(config: Config, rank: Rank, driver: Driver | None, start: Path | None) -> Run:
-    """The start: a checkpoint's weights, noise scales of sigma0, an optimizer without a past."""
+    """Returns the start: weights, noise scales of sigma0, an optimizer without a past."""
     load: Callable[[list], None] | None = None
     if start is not None:
         load = partial(load_start, start)
     learner = Learner(config, rank.device, load=load)
-    return Run(
-        config,
-        Path(config.run_dir),
-        learner,
-        ExportPlan(learner.chunks, learner.hf["model_type"]),
-        rollout_scheme(config),
-        driver=driver,
-        engine=None if driver is None else driver.engine,
-    )
+    engine = None if driver is None else driver.engine
+    return Run(config, Path(config.run_dir), learner, driver=driver, engine=engine)
 
 
 def load_start(start: Path, chunks: list) -> None:
-    """Fill the chunks with a checkpoint's weights; the noise scales start at sigma0. Collective."""
+    """Fills the chunks with a checkpoint's weights, noise scales at sigma0. Collective."""
     load_weights(start, chunks)
     with torch.no_grad():
         for chunk in chunks:
@@ -134,7 +107,7 @@ def _driver(config: Config, engine: RolloutEngine) -> Driver:
 
 
 def _fixed_rollouts(run: Run, out: Path, fresh: bool) -> list[Trajectory]:
-    """Those in the directory, else sampled from the start's weights, and kept there. Collective.
+    """Returns the rollouts in the directory, or samples them from the start's weights. Collective.
 
     `fresh` says that these weights are those of model.path.
     """
