@@ -10,6 +10,7 @@ from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
+from alp_megatron.files import partial_of
 from alp_megatron.runtime.launcher import launch
 
 # The model first learns to work a problem out, then from text with wrong guesses in it.
@@ -80,7 +81,7 @@ def _job(config: Config, rank, out: str) -> None:
         if rank.is_first and (step + 1) % 50 == 0:
             print(f"step {step + 1}/{config.trainer.steps}  loss {total:.4f}", flush=True)
 
-    partial = Path(out).with_name(f".{Path(out).name}.partial")
+    partial = partial_of(Path(out))
     plan = ExportPlan(learner.chunks, learner.hf["model_type"])
     save_hf(plan, config.model.path, partial, learner.rollout_dtype)
     if rank.is_first:

@@ -20,6 +20,7 @@ from alp_megatron.conversion.to_megatron import SOURCE_DTYPES
 from alp_megatron.conversion.verify import Verification
 from alp_megatron.conversion.workers import Progress, batches, run_tasks
 from alp_megatron.errors import UserError
+from alp_megatron.files import partial_of
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
 
@@ -88,7 +89,7 @@ class Shard:
         self._hidden(directory).rename(directory / self.file_name)
 
     def _hidden(self, directory: Path) -> Path:
-        return directory / f".{self.file_name}"
+        return partial_of(directory / self.file_name)
 
 
 def shards_of(

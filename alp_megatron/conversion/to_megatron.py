@@ -27,6 +27,7 @@ from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.conversion.parameters import Box, Parameter, cuts, extra_state_keys, parameters_of
 from alp_megatron.conversion.verify import Verification
 from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.files import whole
 from alp_megatron.hf.files import check_tensors, check_weights, copy_model_files, read_hf_config
 from alp_megatron.hf.shape import ModelShape, read_model_shape
 
@@ -91,9 +92,8 @@ class MegatronWriter:
             planner = _Planner(MergedParameters(tensors, self.query_groups))
             plan = self._plan(piece, tensors, planner)
             results = self._writer(piece).write_data(plan, planner).value()
-            temporary = done.with_suffix(".tmp")
-            temporary.write_bytes(pickle.dumps(results))
-            temporary.rename(done)
+            with whole(done) as partial:
+                partial.write_bytes(pickle.dumps(results))
         return piece.nbytes
 
     def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:

@@ -1,6 +1,5 @@
 """The members of a sweep on this machine, one after the other or several at once."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
 from alp_megatron.config.yaml_io import read_mapping
 from alp_megatron.errors import RunError, UserError
+from alp_megatron.files import FileLock
 from alp_megatron.launch.members import Member
 from alp_megatron.launch.status import last_record, write_status
 from alp_megatron.runtime.launcher import die_with_parent
@@ -232,11 +232,10 @@ def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with open(root / ".local.lock", "w") as lock:  # Linux frees it however this process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{root}: another process runs its members; wait for its end."
-            ) from None
+    lock = FileLock(root / ".local.lock")
+    try:
+        if not lock.take():
+            raise UserError(f"{root}: another process runs its members; wait for its end.")
         yield
+    finally:
+        lock.close()

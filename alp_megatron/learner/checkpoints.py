@@ -4,13 +4,16 @@
 link to the checkpoint with the highest evaluation score; `damaged_step_000010` was set aside.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from alp_megatron.files import write_atomic
+from alp_megatron.files import check_space, disk_errors, whole, words_of, write_atomic
 
 CHECKPOINTS = "checkpoints"
 COUNTERS = "counters.json"
@@ -20,6 +23,42 @@ BEST = "best"
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
     """The finished checkpoints, oldest first."""
     return sorted((run_dir / CHECKPOINTS).glob("step_*"))
+
+
+def check_free_space(partial: Path, nbytes: int) -> None:
+    """Raises UserError if a checkpoint of so many bytes has no room; `partial` exists."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_space(partial, nbytes, lambda _: _give_up(partial, nbytes, full))
+
+
+@contextmanager
+def writing(partial: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Turns the errors of a disk into UserError.
+
+    Args:
+        partial: the checkpoint that is being written, in its run's `checkpoints/`.
+        nbytes: its size, where that is known.
+    """
+    with disk_errors(lambda error: _give_up(partial, nbytes, error)):
+        yield
+
+
+def _give_up(partial: Path, nbytes: int | None, error: Exception) -> str:
+    """Removes what there is of a checkpoint, and returns the sentence that says why."""
+    shutil.rmtree(partial, ignore_errors=True)
+    place = partial.parent
+    if place.exists() and not os.access(place, os.W_OK):
+        return (
+            f"{place} is read-only, so a checkpoint cannot be written: make it writable and "
+            "continue with --resume."
+        )
+    why = f"{words_of(error)}; " if words_of(error) else ""
+    needed = f"it needs {nbytes / 1e6:.1f} MB, " if nbytes else ""
+    free = shutil.disk_usage(place.parent).free / 1e6
+    return (
+        f"{place}: a checkpoint cannot be written ({why}{needed}{free:.1f} MB are free without "
+        "it): free some space and continue with --resume."
+    )
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -70,12 +109,10 @@ def _score_and_age(checkpoint: Path) -> tuple[float, str]:
 
 def _link_best(best: Path) -> None:
     link = best.with_name(BEST)
-    temporary = best.with_name(f".{BEST}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(best.name)
-    if link.is_dir() and not link.is_symlink():  # a copy of the run that has followed links
-        shutil.rmtree(link)
-    temporary.rename(link)
+    with whole(link) as partial:
+        partial.symlink_to(best.name)
+        if link.is_dir() and not link.is_symlink():  # a copy of the run that has followed links
+            shutil.rmtree(link)
 
 
 def _hide(checkpoint: Path) -> None:

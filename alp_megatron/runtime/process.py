@@ -1,6 +1,5 @@
 """The life of one training process, from joining the run to its exit code."""
 
-import errno
 import os
 import signal
 import sys
@@ -8,6 +7,7 @@ import warnings
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import RunError, UserError
+from alp_megatron.files import is_lack_of_space
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
 from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_parent
 
@@ -45,7 +45,7 @@ def run_process(config: Config, job, *arguments) -> int:
     except RunError as error:
         _end(1, str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_lack_of_space(error):
             raise
         _end(2, f"{config.run_dir}: no space is left; free some and continue with --resume.")
     except RuntimeError as error:

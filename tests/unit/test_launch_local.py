@@ -1,6 +1,8 @@
 """Members on this machine: how many at once, what is said of them, what becomes of them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -84,9 +86,23 @@ def test_ctrl_c_ends_the_running_ones(tmp_path, members, monkeypatch):
     assert [member.index for member in shown[0]] == [1, 2] and FakeProcess.alive == []
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from alp_megatron.launch import local
+with local._locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_one_command_at_a_time(tmp_path, members):
-    with local._locked(tmp_path), pytest.raises(UserError, match="another process runs its"):
-        run_members(tmp_path, members)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLDER, tmp_path]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=REPO) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process runs its"):
+            run_members(tmp_path, members)
 
 
 def test_the_updating_line(tmp_path, members, monkeypatch, capsys):
