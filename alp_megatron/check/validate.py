@@ -13,8 +13,9 @@ from alp_megatron.config.layout import (
 )
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_tensors, check_tokenizer, check_weights
 from alp_megatron.hf.shape import ModelShape, read_model_shape
+from alp_megatron.hf.tensors import HfTensors, check_tensors
+from alp_megatron.hf.tokenizer import check_tokenizer
 
 
 def validate(config: Config, *, for_training: bool = True) -> ModelShape:
@@ -28,7 +29,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     """
     shape = read_model_shape(config.model.path)
     model_dir = Path(config.model.path)
-    weights = check_weights(model_dir)
+    weights = HfTensors(model_dir).shapes
     check_tokenizer(model_dir, shape)
     check_tensors(model_dir, weights, shape)
     check_settings(config, shape, for_training=for_training)

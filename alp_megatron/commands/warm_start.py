@@ -50,10 +50,10 @@ def _random_model(config: Config, directory: Path) -> None:
 
 def _job(config: Config, rank, out: str) -> None:
     from alp_megatron.data.microbatch import Sequence
+    from alp_megatron.hf.tokenizer import load_tokenizer
     from alp_megatron.learner.learner import Learner, gather_from_replicas, replica_microbatches
     from alp_megatron.tasks.arithmetic import problems, worked_solution
     from alp_megatron.tasks.task import arithmetic_item
-    from alp_megatron.tasks.tokenizer import load_tokenizer
     from alp_megatron.weights.export import ExportPlan
     from alp_megatron.weights.hf_model import save_hf
 

@@ -1,15 +1,13 @@
 """The real models on both sides of a conversion. Imports Megatron: see runtime.cpu_megatron."""
 
-from pathlib import Path
-
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors
 from alp_megatron.data.microbatch import Sequence
-from alp_megatron.hf.files import read_hf_config
+from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.weights.mapping import PRIVATE_SUFFIX, rules_of_chunk
 
@@ -40,8 +38,8 @@ def megatron_logprobs(
     Weights that the Hugging Face directory `model.path` holds in a narrower type are rounded to
     it, so that only the computation is compared.
     """
-    tensors = HfTensors(Path(config.model.path))
-    model_type = read_hf_config(config.model.path)["model_type"]
+    tensors = HfTensors(config.model.path)
+    model_type = read_model_shape(config.model.path).family.model_type
 
     def load(chunks: list) -> None:
         load_megatron(chunks, state_dir)

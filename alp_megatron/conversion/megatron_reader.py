@@ -13,9 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from alp_megatron.conversion.hf_tensors import check_finite
 from alp_megatron.conversion.parameters import BY_ROWS, Box, Parameter, hf_rows, overlap
 from alp_megatron.errors import UserError
+from alp_megatron.hf.tensors import check_finite
 from alp_megatron.weights.mapping import PRIVATE_SUFFIX, split
 
 _OF_MODEL = ("embedding.", "decoder.", "output_layer.")  # others are the optimizer's

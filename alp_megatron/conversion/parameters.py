@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from alp_megatron.hf.shape import ModelShape
-from alp_megatron.weights.mapping import FAMILIES
+from alp_megatron.hf.tensors import HfTensors
+from alp_megatron.weights.mapping import FAMILIES, merge
 
 _LAYERS = "decoder.layers."
 _FUSED_NORM = "layer_norm_weight"
@@ -42,11 +46,11 @@ class Parameter:
         return self.keys[0] + place
 
 
-def parameters_of(model_type: str, shape: ModelShape) -> list[Parameter]:
+def parameters_of(shape: ModelShape) -> list[Parameter]:
     """All parameters of the model: embedding, the layers by number, final norm, head."""
     expected = shape.tensor_shapes()
     rows: dict[tuple, list[str]] = {}
-    for name, (layout, *hf_names) in FAMILIES[model_type].items():
+    for name, (layout, *hf_names) in FAMILIES[shape.family.model_type].items():
         first = [n.format(i=0, e=0) for n in hf_names]
         if all(n in expected for n in first):
             rows.setdefault((layout, *hf_names), []).append(name)
@@ -176,3 +180,43 @@ def hf_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[str, 
         if low < high:
             yield name, low - first, high - first
         first += rows
+
+
+class MergedParameters:
+    """Boxes of Megatron parameters, merged from Hugging Face tensors as they are asked for.
+
+    What is read and holds NaN or infinity raises UserError.
+    """
+
+    def __init__(self, tensors: HfTensors, query_groups: int):
+        self._tensors = tensors
+        self._query_groups = query_groups
+        self._last: tuple[Parameter, Tensor] | None = None
+
+    def box(self, parameter: Parameter, box: Box) -> Tensor:
+        """Returns a part of a parameter, contiguous.
+
+        The boxes of a parameter are best asked for in a row.
+        """
+        (first, *_), (count, *_) = box
+        if parameter.layout in BY_ROWS:
+            self._last = None
+            parts = list(self._rows(parameter, first, first + count))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._last is None or self._last[0] != parameter:
+            self._last = None  # before the next one is read
+            parts = [self._whole(name) for name in parameter.hf_names]
+            self._last = parameter, merge(parameter.layout, parts, self._query_groups)
+        slices = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+        return self._last[1][slices].contiguous()
+
+    def _rows(self, parameter: Parameter, start: int, stop: int) -> Iterator[Tensor]:
+        for name, low, high in hf_rows(parameter, start, stop):
+            rows = self._tensors.rows(name, low, high)
+            self._tensors.check_finite(name, rows)
+            yield rows
+
+    def _whole(self, name: str) -> Tensor:
+        tensor = self._tensors.tensor(name)
+        self._tensors.check_finite(name, tensor)
+        return tensor

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from alp_megatron.conversion.hf_tensors import HfTensors, weight_files
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import Shapes, check_tensors, check_weights, read_hf_config, stated_dtype
+from alp_megatron.hf.files import read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import HfTensors, Shapes, check_tensors
 from alp_megatron.runtime.machine import installed_version
 from alp_megatron.weights.quantize.scheme import BLOCK, scheme_of
 
@@ -58,18 +58,17 @@ def quantize(model_dir: Path, out: Path, name: str) -> None:
     """
     _check_format(name)
     shape = read_model_shape(model_dir)
-    shapes = check_weights(model_dir)
-    check_tensors(model_dir, shapes, shape)
+    tensors = HfTensors(model_dir)
+    check_tensors(model_dir, tensors.shapes, shape)
     if shape.experts is not None:
         raise UserError(
             f"{model_dir} is a mixture of experts, which vLLM does not read from ModelOpt's "
             f"{name} checkpoints: use rollout.quantization, which quantises as it syncs."
         )
-    chosen, others = _linear_weights(shapes, name)
+    chosen, others = _linear_weights(tensors.shapes, name)
     _check_modelopt()
-    tensors = HfTensors(model_dir)
     nbytes = sum(_nbytes(tensors, n, name if n in chosen else "") for n in tensors.names())
-    source = fingerprint([model_dir / "config.json", *weight_files(model_dir)])
+    source = fingerprint([model_dir / "config.json", *tensors.files])
     with whole_or_absent(out, {"source": source, "format": name}, nbytes) as partial, _quiet():
         _write(tensors, partial, name, chosen, others)
     print(f"{out}: {len(chosen)} of {len(chosen) + len(others)} linear weights in {name}")
@@ -113,7 +112,7 @@ def _nbytes(tensors: HfTensors, weight: str, name: str) -> int:
     """Of what is written for a tensor; `name` is '' for one that is kept."""
     if not name:
         return tensors.nbytes(weight)
-    n, k = shape = tensors.shape(weight)
+    n, k = shape = tensors.shapes[weight]
     scales = n if name == "fp8" else -(-n // BLOCK) * -(-k // BLOCK)
     return prod(shape) + 4 * scales
 
@@ -147,7 +146,8 @@ def _write(
 
 def _stream(tensors: HfTensors, name: str, chosen: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
     for weight in tensors.names():
-        tensor = tensors.rows(weight)
+        tensor = tensors.tensor(weight)
+        tensors.check_finite(weight, tensor)
         if weight not in chosen:
             yield weight, tensor
             continue

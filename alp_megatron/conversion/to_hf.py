@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import DTYPES, bytes_of
 from alp_megatron.conversion.megatron_reader import MegatronTensors
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.conversion.parameters import Parameter, parameters_of
@@ -23,8 +22,9 @@ from alp_megatron.errors import UserError
 from alp_megatron.files import partial_of
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import DTYPES, INDEX, bytes_of
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def write_index(directory: Path, shards: list[Shard]) -> None:
         "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
         "weight_map": weight_map,
     }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 TASK_ELEMENTS = 2**25  # written by one process before it takes more
@@ -164,7 +164,7 @@ def megatron_to_hf(
     """
     state_dir = megatron_dir / "state" if (megatron_dir / "state").is_dir() else megatron_dir
     shape = read_model_shape(hf_dir)
-    parameters = parameters_of(read_hf_config(hf_dir)["model_type"], shape)
+    parameters = parameters_of(shape)
     tensors = MegatronTensors(state_dir)
     tensors.check(parameters)
     dtypes = _dtypes(hf_dir, parameters, tensors)

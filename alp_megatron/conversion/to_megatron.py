@@ -22,14 +22,21 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors, MergedParameters, weight_files
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
-from alp_megatron.conversion.parameters import Box, Parameter, cuts, extra_state_keys, parameters_of
+from alp_megatron.conversion.parameters import (
+    Box,
+    MergedParameters,
+    Parameter,
+    cuts,
+    extra_state_keys,
+    parameters_of,
+)
 from alp_megatron.conversion.verify import Verification
 from alp_megatron.conversion.workers import Progress, batches, run_tasks
 from alp_megatron.files import whole
-from alp_megatron.hf.files import check_tensors, check_weights, copy_model_files, read_hf_config
+from alp_megatron.hf.files import copy_model_files
 from alp_megatron.hf.shape import ModelShape, read_model_shape
+from alp_megatron.hf.tensors import HfTensors, check_tensors
 
 # A piece is a file, and torch's writer keeps a file's tensors until it is written: so a piece is
 # small, but no model makes many more than MAX_PIECES files.
@@ -224,14 +231,14 @@ def hf_to_megatron(
         RunError: the verification failed.
     """
     shape = read_model_shape(model_dir)
-    check_tensors(model_dir, check_weights(model_dir), shape)
     tensors = HfTensors(model_dir)
-    parameters = parameters_of(read_hf_config(model_dir)["model_type"], shape)
+    check_tensors(model_dir, tensors.shapes, shape)
+    parameters = parameters_of(shape)
     pieces = pieces_of(parameters, extra_state_keys(parameters), tensors)
     nbytes = sum(piece.nbytes for piece in pieces)
     layout = config.model
     job = {
-        "source": fingerprint([model_dir / "config.json", *weight_files(model_dir)]),
+        "source": fingerprint([model_dir / "config.json", *tensors.files]),
         "tensor_parallel": layout.tensor_model_parallel_size,
     }
     verification = Verification(verify, config, shape, parameters)

@@ -16,12 +16,12 @@ from torch import Tensor
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors, weight_files
 from alp_megatron.conversion.megatron_reader import MegatronTensors
 from alp_megatron.conversion.parameters import Parameter
 from alp_megatron.conversion.workers import Progress, batches, run_tasks
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.hf.shape import ModelShape
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.runtime.launcher import launch
 
 
@@ -36,15 +36,14 @@ def compare_tensors(
 ) -> int:
     """Compare parameters; what differs is written to a file in `reports`. Returns the bytes.
 
-    The safetensors files are read by the safetensors library, not by the code under test.
+    The tensors are read by the safetensors library, not by the code under test.
     """
-    megatron, files = MegatronTensors(state_dir), _file_of_tensors(model_dir)
-    tensors = HfTensors(model_dir)
+    megatron, tensors = MegatronTensors(state_dir), HfTensors(model_dir)
     different: dict[str, int] = defaultdict(int)
     for parameter in parameters:
         for name, first, rows in megatron.hf_parts(parameter, query_groups, head_dim):
             # Opened anew: the pages of a mapped file count as the process's memory.
-            with safe_open(files[name], framework="pt") as file:
+            with safe_open(tensors.file(name), framework="pt") as file:
                 expected = file.get_slice(name)[first : first + len(rows)]
             different[name] += _differing(rows.to(tensors.dtype(name)), expected)
     lines = [f"{name}: {count} elements differ" for name, count in different.items() if count]
@@ -62,14 +61,6 @@ def _differing(one: Tensor, other: Tensor) -> int:
         return 0
     size = one.element_size()
     return int((a.view(-1, size) != b.view(-1, size)).any(1).sum())
-
-
-def _file_of_tensors(model_dir: Path) -> dict[str, Path]:
-    names = {}
-    for path in weight_files(model_dir):
-        with safe_open(path, framework="pt") as file:
-            names |= dict.fromkeys(file.keys(), path)
-    return names
 
 
 # Parameters up to which "auto" compares all tensors, and log-probabilities: these take both models

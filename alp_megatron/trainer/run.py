@@ -8,6 +8,7 @@ import torch.distributed as dist
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import read_hf_config
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
@@ -20,7 +21,6 @@ from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.output import Output
 from alp_megatron.trainer.sync import sync, verified_sync
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import Scheme, rollout_scheme
 from alp_megatron.weights.quantize.stream import WeightNoise
 
@@ -127,7 +127,7 @@ def first_sync(run: Run, fresh: bool) -> None:
 
     Noise in the engine's weights comes after: it would hide what the verification looks for.
     """
-    base = Checkpoint(run.config.model.path) if fresh else None
+    base = HfTensors(run.config.model.path) if fresh else None
     agreement = verified_sync(
         run.learner,
         run.plan,

@@ -4,12 +4,12 @@ import torch
 
 from alp_megatron.data.microbatch import Sequence
 from alp_megatron.data.minibatch import as_sequence
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.rollout.engine import RolloutEngine
 from alp_megatron.runtime.mesh import from_first_rank
 from alp_megatron.trainer.driver import Driver
 from alp_megatron.weights.export import ExportPlan
-from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import Scheme, is_linear
 from alp_megatron.weights.quantize.stream import WeightNoise, quantized
 from alp_megatron.weights.verify import (
@@ -51,7 +51,7 @@ def sync(
             pass
 
 
-def check_against_base(learner: Learner, plan: ExportPlan, base: Checkpoint) -> None:
+def check_against_base(learner: Learner, plan: ExportPlan, base: HfTensors) -> None:
     """The untrained weights, exported in the trainer's own dtype, are the base model's. Collective.
 
     Before the cast to the engine's dtype, which would hide a change in the lowest bits. Weights
@@ -74,7 +74,7 @@ def verified_sync(
     dtype: torch.dtype,
     scheme: Scheme | None,
     version: int,
-    base: Checkpoint | None,
+    base: HfTensors | None,
 ) -> dict[str, float]:
     """`sync`, and the proof that it worked: every tensor's fingerprint, then log-probabilities.
 

@@ -1,7 +1,7 @@
 """A Hugging Face directory into this rank's chunks, and the export stream into a directory."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +9,17 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fp8_utils import is_float8tensor
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
+from alp_megatron.hf.tensors import INDEX, HfTensors
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.mapping import merge, rules_of_chunk, shard
 
 
-class Checkpoint:
-    """The tensors of a directory's *.safetensors files by name, read when asked for."""
-
-    def __init__(self, model_dir: str | Path):
-        self.model_dir = Path(model_dir)
-        files = sorted(self.model_dir.glob("*.safetensors"))
-        if not files:
-            raise UserError(
-                f"{model_dir} has no *.safetensors file: give a Hugging Face model directory."
-            )
-        self._files = {}
-        for path in files:
-            try:
-                opened = safe_open(path, framework="pt")
-            except SafetensorError as error:
-                raise UserError(f"{path} cannot be read ({error}): copy the file again.") from None
-            self._files.update({name: opened for name in opened.keys()})  # noqa: SIM118
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def stream(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor in `dtype`) of the whole checkpoint, one tensor in memory at a time."""
-        for name in self.names():
-            yield name, self.tensor(name).to(dtype)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        if name not in self._files:
-            raise UserError(
-                f"{self.model_dir} has no tensor {name}: its weights do not belong to its "
-                "config.json; copy the model again."
-            )
-        return self._files[name].get_tensor(name)
-
-
-def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
-    """Copy the checkpoint into the chunks' parameters. `s_l` is left at its initial 0.
+def load_hf(chunks: list, model_type: str, tensors: HfTensors) -> None:
+    """Copies the tensors into the chunks' parameters. `s_l` is left at its initial 0.
 
     Raises UserError naming the tensor if one is missing or has another shape.
     """
@@ -68,7 +33,7 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
                 continue
             layout, hf_names, expert = rules[name]
             try:
-                parts = [checkpoint.tensor(n) for n in hf_names]
+                parts = [tensors.tensor(n) for n in hf_names]
                 part = merge(layout, parts, groups)
                 if not expert:
                     part = shard(layout, part, rank, size)
@@ -76,7 +41,7 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
                 part = torch.empty(0)
             if part.shape != parameter.shape:
                 raise UserError(
-                    f"{checkpoint.model_dir}: {' + '.join(hf_names)} have shapes "
+                    f"{tensors.model_dir}: {' + '.join(hf_names)} have shapes "
                     f"{[tuple(p.shape) for p in parts]}, which its config.json contradicts; "
                     "copy the model again."
                 )
@@ -160,7 +125,7 @@ def _write_shards(stream, out_dir: Path) -> None:
         (out_dir / _part(index)).rename(out_dir / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (out_dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (out_dir / INDEX).write_text(json.dumps(index, indent=2))
 
 
 def _part(index: int) -> str:

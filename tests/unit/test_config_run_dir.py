@@ -8,7 +8,7 @@ from alp_megatron import files
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
 from alp_megatron.runtime.run_dir import prepare_run_dir
-from alp_megatron.tasks.tokenizer import write_model_files
+from alp_megatron.tasks.arithmetic import write_model_files
 
 
 @pytest.fixture(scope="module")

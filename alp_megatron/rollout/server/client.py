@@ -11,7 +11,7 @@ import aiohttp
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_weights
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.settings import EngineSettings, engine_settings
 
@@ -117,7 +117,7 @@ def _message(text: str) -> str:
 
 def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
     """Can be written as JSON. The weights themselves are not part of it: they are replaced."""
-    shapes = sorted(check_weights(Path(settings.model_dir)).items())
+    shapes = sorted(HfTensors(settings.model_dir).shapes.items())
     return {
         "model": f"{Path(settings.model_dir).name} ({len(shapes)} tensors)",
         "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),

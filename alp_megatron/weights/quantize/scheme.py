@@ -12,7 +12,7 @@ from typing import Any
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import Shapes, check_weights
+from alp_megatron.hf.tensors import HfTensors, Shapes
 
 UNQUANTIZED = "none"
 BLOCK = 128  # rows and columns of an fp8 block
@@ -85,7 +85,7 @@ def rollout_scheme(config: Config) -> Scheme | None:
 
 def scheme_of_model(model_dir: str | Path, quantization: str, ignore: tuple[str, ...]) -> Scheme:
     """The scheme of a Hugging Face directory, from the headers of its weights."""
-    return scheme_of(check_weights(Path(model_dir)), quantization, ignore)
+    return scheme_of(HfTensors(model_dir).shapes, quantization, ignore)
 
 
 def scheme_of(shapes: Shapes, quantization: str, ignore: tuple[str, ...]) -> Scheme:
