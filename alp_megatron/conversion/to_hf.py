@@ -17,12 +17,13 @@ from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.conversion.parameters import Parameter, parameters_of
 from alp_megatron.conversion.to_megatron import SOURCE_DTYPES
 from alp_megatron.conversion.verify import Verification
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
 from alp_megatron.errors import UserError
 from alp_megatron.files import partial_of
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.hf.tensors import DTYPES, INDEX, bytes_of
+from alp_megatron.weights.transport.buckets import bounded
 
 _NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
 
@@ -104,7 +105,7 @@ def shards_of(
     def nbytes(parameter: Parameter) -> int:
         return sum(prod(shape) * d.itemsize for shape, d in _tensors(parameter, dtypes).values())
 
-    files = batches(parameters, nbytes, max_bytes)
+    files = list(bounded(parameters, nbytes, max_bytes))
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     if len(files) == 1:
         names = ["model.safetensors"]
@@ -174,7 +175,7 @@ def megatron_to_hf(
     job = {"source": fingerprint(files), "shard_bytes": shard_bytes}
     verification = Verification(verify, config, shape, parameters)
     with whole_or_absent(out, job, nbytes) as partial_dir:
-        progress = Progress("converted", nbytes)
+        progress = ByteProgress("converted", nbytes)
         writer = HfWriter(state_dir, partial_dir, shape.num_key_value_heads, shape.head_dim)
         _write_shards(writer, shards, workers, progress)
         write_index(partial_dir, shards)
@@ -213,11 +214,13 @@ class HfWriter:
         return self.out / f".done_{parameters[0].name}"
 
 
-def _write_shards(writer: HfWriter, shards: list[Shard], workers: int, progress: Progress) -> None:
+def _write_shards(
+    writer: HfWriter, shards: list[Shard], workers: int, progress: ByteProgress
+) -> None:
     tasks = []
     for shard in shards:
         shard.create(writer.out)
-        groups = batches(shard.parameters, lambda p: prod(p.shape), TASK_ELEMENTS)
+        groups = bounded(shard.parameters, lambda p: prod(p.shape), TASK_ELEMENTS)
         tasks += [(shard, group) for group in groups]
     run_tasks(writer.write, tasks, workers, progress)
     for shard in shards:

@@ -32,11 +32,12 @@ from alp_megatron.conversion.parameters import (
     parameters_of,
 )
 from alp_megatron.conversion.verify import Verification
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
 from alp_megatron.files import whole
 from alp_megatron.hf.files import copy_model_files
 from alp_megatron.hf.shape import ModelShape, read_model_shape
 from alp_megatron.hf.tensors import HfTensors, check_tensors
+from alp_megatron.weights.transport.buckets import bounded
 
 # A piece is a file, and torch's writer keeps a file's tensors until it is written: so a piece is
 # small, but no model makes many more than MAX_PIECES files.
@@ -63,7 +64,7 @@ def pieces_of(
         return prod(parameter.shape) * _dtype(parameter, tensors).itemsize
 
     limit = max(PIECE_BYTES, sum(map(nbytes, parameters)) // MAX_PIECES)
-    groups = batches(parameters, nbytes, limit)
+    groups = bounded(parameters, nbytes, limit)
     pieces = [Piece(i, tuple(held), (), sum(map(nbytes, held))) for i, held in enumerate(groups)]
     return [*pieces, Piece(len(pieces), (), tuple(extra_states), 0)]
 
@@ -248,7 +249,7 @@ def hf_to_megatron(
         writer = MegatronWriter(
             state_dir, model_dir, shape.num_key_value_heads, layout.tensor_model_parallel_size
         )
-        progress = Progress("converted", nbytes)
+        progress = ByteProgress("converted", nbytes)
         run_tasks(writer.write, pieces, workers, progress)
         writer.finish(pieces, shape, layout.pipeline_model_parallel_size)
         copy_model_files(model_dir, partial_dir)

@@ -18,11 +18,12 @@ from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.conversion.megatron_reader import MegatronTensors
 from alp_megatron.conversion.parameters import Parameter
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.hf.shape import ModelShape
 from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.runtime.launcher import launch
+from alp_megatron.weights.transport.buckets import bounded
 
 
 def compare_tensors(
@@ -99,9 +100,9 @@ class Verification:
         """Raises RunError after naming, on stderr, each tensor that differs."""
         if self._off:
             return
-        groups = batches(self._parameters, lambda p: prod(p.shape), GROUP_ELEMENTS)
+        groups = bounded(self._parameters, lambda p: prod(p.shape), GROUP_ELEMENTS)
         what = "all" if self._all else "a sample of"
-        progress = Progress(
+        progress = ByteProgress(
             f"verified {what} {len(self._parameters)} Megatron parameters bit by bit",
             self._nbytes(model_dir),
         )

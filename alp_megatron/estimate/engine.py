@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_section
 from alp_megatron.config.schema import Config, Section
 from alp_megatron.errors import UserError
@@ -137,13 +136,6 @@ def sampling_seconds(
     cached = at_once * rollout.max_model_len / 2 * engine.kv_bytes_per_token
     speed = hardware.hbm_gb_s * 1e9 * hardware.decode_efficiency
     return waves * rollout.max_new_tokens * (engine.weights + cached) / speed
-
-
-def training_ranks_beside(config: Config, engine: EngineMemory) -> int:
-    """Training ranks that share their GPU with an engine."""
-    if not engine.beside_trainer or engine.engines is None:
-        return 0
-    return min(engine.engines, world_size(config))
 
 
 def _itemsize(config: Config) -> int:

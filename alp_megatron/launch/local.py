@@ -1,7 +1,6 @@
 """The members of a sweep on this machine, one after the other or several at once."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from alp_megatron.launch.members import Member
 from alp_megatron.launch.status import last_record, write_status
 from alp_megatron.runtime.launcher import die_with_parent
 from alp_megatron.runtime.machine import nvidia_gpus
+from alp_megatron.runtime.progress import ProgressLine
 from alp_megatron.runtime.run_dir import LAUNCH_DIR
 
 
@@ -100,10 +100,7 @@ class MemberProcess:
         write_status(self._run_dir, "cancelled", exit_code=code)
 
 
-_TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 60.0  # between two looks
-
-
-class Progress:
+class MemberProgress:
     """Says on stdout what started, what ended and how long the rest may take.
 
     The estimate is the seconds that a step took so far, starts and evaluations included, times the
@@ -115,34 +112,26 @@ class Progress:
         self._total = {member.index: self._steps(member) for member in members}
         self._at_start = sum(self._made(member) for member in members)
         self._done, self._failed = 0, 0
-        self._updating = sys.stdout.isatty()
-        self._begun = self._shown = time.monotonic()
+        self._line = ProgressLine(on_terminal=1.0, in_file=60.0)
+        self._begun = time.monotonic()
 
     def started(self, member: Member) -> None:
-        self._say(f"{member.index:04d} {member.name} ...")
+        self._line.say(f"{member.index:04d} {member.name} ...")
 
     def ended(self, member: Member, code: int) -> None:
         self._done += 1
         self._failed += code != 0
-        self._say(f"{member.index:04d} {'finished' if code == 0 else f'failed ({code})'}")
+        self._line.say(f"{member.index:04d} {'finished' if code == 0 else f'failed ({code})'}")
 
     def show(self, running: list[Member]) -> None:
-        """Called often; writes once a second on a terminal, once a minute elsewhere."""
-        now = time.monotonic()
-        pause = _TERMINAL_SECONDS if self._updating else _LOG_SECONDS
-        if now - self._shown < pause or not running:
-            return
-        self._shown = now
-        line = self._overall(now - self._begun) + "".join(f" | {self._one(m)}" for m in running)
-        if self._updating:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:<{width}}", end="", flush=True)
-        else:
-            print(line, flush=True)
+        """Is called often; writes once a second on a terminal, once a minute elsewhere."""
+        if running and self._line.is_due():
+            overall = self._overall(time.monotonic() - self._begun)
+            self._line.show(overall + "".join(f" | {self._one(member)}" for member in running))
 
     def close(self) -> None:
         """Takes the updating line away."""
-        self._say("", end="")
+        self._line.say("", end="")
 
     def _overall(self, elapsed: float) -> str:
         made = sum(self._made(member) for member in self._members)
@@ -168,10 +157,6 @@ class Progress:
         return read_mapping(member.run_dir(self._root) / LAUNCH_DIR / "config.yaml")["trainer"][
             "steps"
         ]
-
-    def _say(self, text: str, end: str = "\n") -> None:
-        blank = "\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r"
-        print((blank if self._updating else "") + text, end=end, flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -207,7 +192,7 @@ def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
     waiting = deque(members)
     running: list[MemberProcess] = []
     failed: list[Member] = []
-    progress = Progress(root, members)
+    progress = MemberProgress(root, members)
     try:
         while waiting or running:
             while waiting and len(running) < parallel:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.weights.mapping import Rule, rules_of_chunk, split, unshard
+from alp_megatron.weights.transport.buckets import bounded
 
 # Which rank holds which part of which tensor, and the buckets in which the parts travel.
 #
@@ -72,21 +73,6 @@ def entries_of(held: list[Part]) -> list[Entry]:
     return sorted(entries, key=_stream_order)
 
 
-def buckets_of(entries: list[Entry], capacity: int, itemsize: int) -> Iterator[list[Entry]]:
-    """Runs of entries of at most `capacity` bytes; a larger entry has a bucket to itself."""
-    bucket: list[Entry] = []
-    size = 0
-    for entry in entries:
-        nbytes = entry.numel * itemsize
-        if bucket and size + nbytes > capacity:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += nbytes
-    if bucket:
-        yield bucket
-
-
 _OUTSIDE = {"model.embed_tokens.weight": -1, "model.norm.weight": 2**30, "lm_head.weight": 2**31}
 
 
@@ -139,7 +125,8 @@ class ExportPlan:
         travel, and the next bucket travels while rank 0 works on this one. A tensor is valid
         until the next one is asked for.
         """
-        buckets = list(buckets_of(self.entries, self._bucket_bytes, dtype.itemsize))
+        capacity = self._bucket_bytes // dtype.itemsize
+        buckets = list(bounded(self.entries, lambda entry: entry.numel, capacity))
         if dist.get_rank() != 0:
             self._send(buckets, dtype)
             return

@@ -16,6 +16,7 @@ from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.tensors import INDEX, HfTensors
 from alp_megatron.weights.export import ExportPlan
 from alp_megatron.weights.mapping import merge, rules_of_chunk, shard
+from alp_megatron.weights.transport.buckets import bounded
 
 
 def load_hf(chunks: list, model_type: str, tensors: HfTensors) -> None:
@@ -96,26 +97,16 @@ def write_model(
     _write_shards(stream, out_dir)
 
 
-def _write_shards(stream, out_dir: Path) -> None:
-    shard: dict[str, torch.Tensor] = {}
+def _write_shards(stream: Iterable[tuple[str, torch.Tensor]], out_dir: Path) -> None:
+    # Copies: the stream yields views of parameters that the next update overwrites.
+    copies = ((name, tensor.detach().cpu().clone()) for name, tensor in stream)
     shards: list[list[str]] = []
-    size = 0
-
-    def flush() -> None:
-        save_file(shard, out_dir / _part(len(shards)), metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
-
     total = 0
-    for name, tensor in stream:
-        if size + tensor.nbytes > MAX_SHARD_BYTES and shard:
-            flush()
-            size = 0
-        # The stream yields views of parameters that the next update overwrites.
-        shard[name] = tensor.detach().cpu().clone()
-        size += tensor.nbytes
-        total += tensor.nbytes
-    flush()
+    for held in bounded(copies, lambda named: named[1].nbytes, MAX_SHARD_BYTES):
+        save_file(dict(held), out_dir / _part(len(shards)), metadata={"format": "pt"})
+        shards.append([name for name, _ in held])
+        total += sum(tensor.nbytes for _, tensor in held)
+        held.clear()  # else it would stay in memory while the next one is gathered
     if len(shards) == 1:
         (out_dir / _part(0)).rename(out_dir / "model.safetensors")
         return

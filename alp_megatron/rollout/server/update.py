@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 from torch import Tensor
@@ -12,10 +12,6 @@ from alp_megatron.rollout.server.client import ServerLost, call, post, watched
 from alp_megatron.weights.transport.buckets import Transport
 
 UPDATING = "updating"  # the label of weights that are not whole
-
-
-class Updatable(Protocol):
-    url: str
 
 
 class HttpReceivers:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,23 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leaves nothing behind; may be called again."""
+
+
+T = TypeVar("T")
+
+
+def bounded(items: Iterable[T], size_of: Callable[[T], int], capacity: int) -> Iterator[list[T]]:
+    """Yields the items in order, as many together as `capacity` holds, and at least one."""
+    held: list[T] = []
+    size = 0
+    for item in items:
+        if held and size + size_of(item) > capacity:
+            yield held
+            held, size = [], 0
+        held.append(item)
+        size += size_of(item)
+    if held:
+        yield held
 
 
 # A stream of tensors as buckets of a bounded size.
