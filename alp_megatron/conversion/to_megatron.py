@@ -98,8 +98,8 @@ class MegatronWriter:
         if not done.exists():
             tensors = HfTensors(self.model_dir)
             planner = _Planner(MergedParameters(tensors, self.query_groups))
-            plan = self._plan(piece, tensors, planner)
-            results = self._writer(piece).write_data(plan, planner).value()
+            save_plan = self._save_plan(piece, tensors, planner)
+            results = self._writer(piece).write_data(save_plan, planner).value()
             with whole(done) as partial:
                 partial.write_bytes(pickle.dumps(results))
         return piece.nbytes
@@ -107,8 +107,8 @@ class MegatronWriter:
     def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:
         """The metadata of all pieces, and Megatron's two small files."""
         tensors, planner = HfTensors(self.model_dir), _Planner(None)
-        plans = [self._plan(piece, tensors, planner) for piece in pieces]
-        _, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
+        save_plans = [self._save_plan(piece, tensors, planner) for piece in pieces]
+        _, metadata = create_default_global_save_plan(save_plans, rewrite_index_hints=False)
         results = [pickle.loads(self._done(piece).read_bytes()) for piece in pieces]
         _FileWriter(self.state_dir).finish(metadata, results)
         torch.save(
@@ -129,7 +129,7 @@ class MegatronWriter:
         writer.set_up_storage_writer(False, rank=piece.number, use_collectives=False)
         return writer
 
-    def _plan(self, piece: Piece, tensors: HfTensors, planner: "_Planner") -> SavePlan:
+    def _save_plan(self, piece: Piece, tensors: HfTensors, planner: "_Planner") -> SavePlan:
         items = [planner.add_bytes(key) for key in piece.extra_states]
         for parameter in piece.parameters:
             dtype = _dtype(parameter, tensors)

@@ -31,7 +31,7 @@ def rollouts(quantization: Literal["none", "fp8"]) -> Found:
     from alp_megatron.rollout.settings import engine_settings
     from alp_megatron.weights.quantize.scheme import rollout_scheme
     from alp_megatron.weights.quantize.stream import quantized
-    from alp_megatron.weights.transport.cuda_ipc import CudaIpc
+    from alp_megatron.weights.transport.memory import CudaIpc
     from alp_megatron.weights.verify import digest
     from benchmarks.gpu.models import model_directory, training_config
 

@@ -54,7 +54,7 @@ async def post(session: aiohttp.ClientSession, url: str, path: str, body: Any = 
 
 
 async def call(session: aiohttp.ClientSession, url: str, method: str, **arguments) -> Any:
-    """A method of vllm_receivers.WorkerExtension; every server has one worker."""
+    """Calls a method of vllm/receivers.py's WorkerExtension; every server has one worker."""
     body = {"method": method, "kwargs": arguments}
     return (await post(session, url, "/collective_rpc", body))["results"][0]
 

@@ -45,7 +45,7 @@ class ServerEngine:
     depends on which server is free.
 
     Args:
-        transport_name: the one in vllm_receivers.RECEIVERS that belongs to `transport`.
+        transport_name: the one in RECEIVERS of vllm/receivers.py that belongs to `transport`.
         start, count, urls: see ServerPool.
     """
 

@@ -22,7 +22,7 @@ class ServerProcess:
     that thread.
 
     Args:
-        transport: name of the way that the weights come, see vllm_receivers.RECEIVERS.
+        transport: name of the way that the weights come, see vllm/receivers.py, RECEIVERS.
         log_path: file that takes all that the server prints; appended to. None: the console.
         port: 0 for a free one.
         gpu: the one that it uses, as CUDA_VISIBLE_DEVICES names it; None for what it finds.
