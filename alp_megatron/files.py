@@ -15,7 +15,7 @@ from alp_megatron.errors import UserError
 
 
 def partial_of(path: Path) -> Path:
-    """The hidden name beside `path` that something has until it is whole."""
+    """Returns the hidden name beside `path` that something has until it is whole."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -99,7 +99,7 @@ def _of_zip_writer(error: RuntimeError) -> bool:
 
 
 class FileLock:
-    """Exclusive locks of this process on bytes of a file, which is made where it is missing.
+    """Locks bytes of a file, which is made where it is missing, for this process alone.
 
     The kernel frees them when the process ends, however it ends. Child processes do not have them.
     Closing any other descriptor of the file in this process would free them too: what the file

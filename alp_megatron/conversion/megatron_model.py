@@ -13,7 +13,7 @@ from alp_megatron.weights.mapping import PRIVATE_SUFFIX, rules_of_chunk
 
 
 def load_megatron(chunks: list, state_dir: str) -> None:
-    """Fill this rank's chunks from a distributed checkpoint, by Megatron's own reader. Collective.
+    """Fills this rank's chunks from a distributed checkpoint, by Megatron's own reader. Collective.
 
     ALP's scales are not asked for: a converted model has none.
     """
@@ -24,7 +24,7 @@ def load_megatron(chunks: list, state_dir: str) -> None:
 
 
 def sharded_state(chunk) -> dict:
-    """Megatron's description of a chunk's weights, without ALP's scales."""
+    """Returns Megatron's description of a chunk's weights, without ALP's scales."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     state = chunk.sharded_state_dict(metadata={"dp_cp_group": group})
     return {name: part for name, part in state.items() if not name.endswith(PRIVATE_SUFFIX)}
@@ -33,7 +33,7 @@ def sharded_state(chunk) -> dict:
 def megatron_logprobs(
     config: Config, rank, state_dir: str, sequences: list[list[int]]
 ) -> list[Tensor]:
-    """Log-probabilities of each sequence's tokens after the first, fp32. Collective.
+    """Returns the log-probabilities of each sequence's tokens after the first, fp32. Collective.
 
     Weights that the Hugging Face directory `model.path` holds in a narrower type are rounded to
     it, so that only the computation is compared.
@@ -57,7 +57,7 @@ def megatron_logprobs(
 
 
 def transformers_logprobs(model_dir: str, sequences: list[list[int]]) -> list[Tensor]:
-    """The same from the Hugging Face directory by transformers, fp32."""
+    """Returns the same from the Hugging Face directory by transformers, fp32."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

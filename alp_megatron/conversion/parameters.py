@@ -41,13 +41,13 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """For messages: the stored name with the layer and expert it is taken from."""
+        """The name for messages: the stored name with the layer and expert it is taken from."""
         place = "".join(f"[{i}]" for i in self.index)
         return self.keys[0] + place
 
 
 def parameters_of(shape: ModelShape) -> list[Parameter]:
-    """All parameters of the model: embedding, the layers by number, final norm, head."""
+    """Returns all parameters of the model: embedding, the layers by number, final norm, head."""
     expected = shape.tensor_shapes()
     rows: dict[tuple, list[str]] = {}
     for name, (layout, *hf_names) in FAMILIES[shape.family.model_type].items():
@@ -94,7 +94,7 @@ def _of_row(layout, hf_names, names, layer, shape, expected):
 
 
 def _stored_names(names: list[str], dense: bool) -> list[str]:
-    """Megatron's names in a checkpoint: those of Transformer Engine, where norms are fused.
+    """Returns Megatron's names in a checkpoint: those of Transformer Engine, where norms are fused.
 
     Before experts its layer specs disagree: Transformer Engine's has the norm by itself, the
     local one stores it as if a dense MLP followed. Such a norm is stored under both names.
@@ -107,7 +107,7 @@ def _stored_names(names: list[str], dense: bool) -> list[str]:
 
 
 def extra_state_keys(parameters: list[Parameter]) -> list[str]:
-    """Keys of the `_extra_state` objects that Megatron asks a checkpoint for.
+    """Returns the keys of the `_extra_state` objects that Megatron asks a checkpoint for.
 
     Its layers keep FP8 statistics in them; without FP8 they are empty. Which modules ask depends
     on the layer spec, so each that owns a weight gets one, and core attention.
@@ -133,7 +133,7 @@ BY_ROWS = ("replicated", "column", "vocab", "gate_up")
 
 
 def cuts(parameter: Parameter, tensor_parallel: int, max_rows: int) -> list[Box]:
-    """The parameter as a checkpoint stores it: the parts of the tensor-parallel ranks.
+    """Cuts the parameter as a checkpoint stores it: into the parts of the tensor-parallel ranks.
 
     Layouts that go by rows are cut further where a part has more than `max_rows`. An expert is
     never split over tensor parallelism.
@@ -154,13 +154,13 @@ def cuts(parameter: Parameter, tensor_parallel: int, max_rows: int) -> list[Box]
 
 
 def _parts(length: int, count: int) -> list[tuple[int, int]]:
-    """(start, length) of equal parts; the last ones may be shorter or absent."""
+    """Returns (start, length) of equal parts; the last ones may be shorter or absent."""
     step = -(-length // count)
     return [(low, min(step, length - low)) for low in range(0, length, step)]
 
 
 def overlap(one: Box, other: Box) -> Box | None:
-    """What two boxes share."""
+    """Returns what two boxes share."""
     low = [max(a, b) for a, b in zip(one[0], other[0], strict=True)]
     ends = [
         min(a + n, b + m) for a, n, b, m in zip(one[0], one[1], other[0], other[1], strict=True)
@@ -170,7 +170,7 @@ def overlap(one: Box, other: Box) -> Box | None:
 
 
 def hf_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """Rows start to stop of a BY_ROWS parameter as rows of Hugging Face tensors, in order.
+    """Finds rows start to stop of a BY_ROWS parameter as rows of Hugging Face tensors, in order.
 
     Yields (name, first row, one past the last row).
     """
@@ -183,7 +183,7 @@ def hf_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[str, 
 
 
 class MergedParameters:
-    """Boxes of Megatron parameters, merged from Hugging Face tensors as they are asked for.
+    """Merges boxes of Megatron parameters from Hugging Face tensors as they are asked for.
 
     What is read and holds NaN or infinity raises UserError.
     """

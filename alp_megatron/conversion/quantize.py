@@ -43,7 +43,7 @@ NOT_OFFERED = {
 
 
 def quantize(model_dir: Path, out: Path, name: str) -> None:
-    """Write the quantised model to `out`; tokenizer and generation config are kept.
+    """Writes the quantised model to `out`; tokenizer and generation config are kept.
 
     The linear layers of the decoder become float8_e4m3fn codes; `code x scale` is the weight, with
     one float32 scale for each output channel (fp8) or each 128 x 128 weights (fp8_block). The
@@ -90,7 +90,7 @@ def _check_modelopt() -> None:
 
 
 def _linear_weights(shapes: Shapes, name: str) -> tuple[set[str], set[str]]:
-    """The decoder's linear weights that the format holds, and those that it does not."""
+    """Returns the decoder's linear weights that the format holds, and those that it does not."""
     linear = set(scheme_of(shapes, "fp8", ()).groups)
     if name == "fp8":
         return linear, set()
@@ -109,7 +109,7 @@ def _linear_weights(shapes: Shapes, name: str) -> tuple[set[str], set[str]]:
 
 
 def _nbytes(tensors: HfTensors, weight: str, name: str) -> int:
-    """Of what is written for a tensor; `name` is '' for one that is kept."""
+    """Returns the bytes that are written for a tensor; `name` is '' for one that is kept."""
     if not name:
         return tensors.nbytes(weight)
     n, k = shape = tensors.shapes[weight]
@@ -176,7 +176,7 @@ def modelopt_quantize(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, to
 
 
 def _algorithm(name: str) -> str:
-    """ModelOpt's name for the format, as its checkpoints say it."""
+    """Returns ModelOpt's name for the format, as its checkpoints say it."""
     from modelopt.torch.export.quant_utils import get_quant_config
 
     model = torch.nn.Sequential(_quantised_layer(torch.ones(BLOCK, BLOCK), name))
@@ -195,7 +195,7 @@ def _quantised_layer(weight: torch.Tensor, name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
+    """Leaves out the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
     for name in ("torch._library.triton", "modelopt"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

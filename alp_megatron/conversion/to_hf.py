@@ -60,7 +60,7 @@ class Shard:
         return header, {name: len(header) + start for name, start in starts.items()}
 
     def create(self, directory: Path) -> None:
-        """Make the file with its header and full length, unless an earlier attempt did."""
+        """Makes the file with its header and full length, unless an earlier attempt did."""
         header, _ = self._header
         path, size = self._hidden(directory), len(header) + self.nbytes
         if self.is_whole(directory) or (path.is_file() and path.stat().st_size == size):
@@ -82,7 +82,7 @@ class Shard:
         return (directory / self.file_name).exists()
 
     def finish(self, directory: Path) -> None:
-        """Give the file its name once it is on the disk."""
+        """Gives the file its name once it is on the disk."""
         if self.is_whole(directory):
             return
         with self._hidden(directory).open("r+b") as file:
@@ -96,7 +96,7 @@ class Shard:
 def shards_of(
     parameters: list[Parameter], dtypes: dict[str, torch.dtype], max_bytes: int
 ) -> list[Shard]:
-    """Deal the parameters, in order, to files of at most `max_bytes` (or one parameter).
+    """Deals the parameters, in order, to files of at most `max_bytes` (or one parameter).
 
     Args:
         dtypes: of every Hugging Face tensor.
@@ -123,7 +123,7 @@ def _tensors(parameter: Parameter, dtypes: dict[str, torch.dtype]) -> dict:
 
 
 def write_index(directory: Path, shards: list[Shard]) -> None:
-    """The index of a model in several files."""
+    """Writes the index of a model in several files."""
     if len(shards) == 1:
         return
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
@@ -147,7 +147,7 @@ def megatron_to_hf(
     workers: int,
     verify: str,
 ) -> None:
-    """Write the weights of a checkpoint as a Hugging Face model.
+    """Writes the weights of a checkpoint as a Hugging Face model.
 
     Optimizer states, ALP's scales and Transformer Engine's extra states are left behind.
 
@@ -188,7 +188,7 @@ def megatron_to_hf(
 
 @dataclass(frozen=True)
 class HfWriter:
-    """What every process needs to write its parameters."""
+    """Holds what every process needs to write its parameters."""
 
     state_dir: Path
     out: Path
@@ -230,7 +230,7 @@ def _write_shards(
 
 
 def find_model(megatron_dir: Path, wanted: str | None) -> Path:
-    """The directory with config.json: `wanted`, or where this project puts it."""
+    """Finds the directory with config.json: `wanted`, or where this project puts it."""
     if wanted is not None:
         return Path(wanted)
     if not megatron_dir.is_dir():
@@ -246,7 +246,7 @@ def find_model(megatron_dir: Path, wanted: str | None) -> Path:
 def _dtypes(
     hf_dir: Path, parameters: list[Parameter], tensors: MegatronTensors
 ) -> dict[str, torch.dtype]:
-    """The source's own where it is known, else config.json's, else as stored."""
+    """Returns the source's own types where they are known, else config.json's, else those stored."""
     known = hf_dir / SOURCE_DTYPES
     of_source = json.loads(known.read_text()) if known.is_file() else {}
     default = stated_dtype(read_hf_config(hf_dir))

@@ -58,7 +58,7 @@ class Piece:
 def pieces_of(
     parameters: list[Parameter], extra_states: list[str], tensors: HfTensors
 ) -> list[Piece]:
-    """Parameters in order, dealt to pieces of one parameter or more."""
+    """Deals parameters, in order, to pieces of one parameter or more."""
 
     def nbytes(parameter: Parameter) -> int:
         return prod(parameter.shape) * _dtype(parameter, tensors).itemsize
@@ -78,7 +78,7 @@ def _dtype(parameter: Parameter, tensors: HfTensors) -> torch.dtype:
 
 @dataclass(frozen=True)
 class MegatronWriter:
-    """What every process needs to write its pieces.
+    """Holds what every process needs to write its pieces.
 
     Attributes:
         state_dir: the checkpoint's directory.
@@ -93,7 +93,7 @@ class MegatronWriter:
     tensor_parallel: int
 
     def write(self, piece: Piece) -> int:
-        """Write a piece unless it is there from an earlier attempt. Returns its bytes."""
+        """Writes a piece unless it is there from an earlier attempt. Returns its bytes."""
         done = self._done(piece)
         if not done.exists():
             tensors = HfTensors(self.model_dir)
@@ -105,7 +105,7 @@ class MegatronWriter:
         return piece.nbytes
 
     def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:
-        """The metadata of all pieces, and Megatron's two small files."""
+        """Writes the metadata of all pieces, and Megatron's two small files."""
         tensors, planner = HfTensors(self.model_dir), _Planner(None)
         save_plans = [self._save_plan(piece, tensors, planner) for piece in pieces]
         _, metadata = create_default_global_save_plan(save_plans, rewrite_index_hints=False)
@@ -142,7 +142,7 @@ class MegatronWriter:
 
 
 class _FileWriter(FileSystemWriter):
-    """Without the writing's own path and random number: the same model gives the same bytes."""
+    """Leaves out the writing's own path and random number: the same model gives the same bytes."""
 
     def storage_meta(self) -> None:
         return None
@@ -179,14 +179,14 @@ class _Planner(DefaultSavePlanner):
 
 
 def _empty_state() -> io.BytesIO:
-    """As Megatron writes a ShardedObject whose data is None."""
+    """Returns what Megatron writes of a ShardedObject whose data is None."""
     stream = io.BytesIO()
     torch.save([None], stream)
     return stream
 
 
 def _common(shape: ModelShape, tensor_parallel: int, pipeline_parallel: int) -> dict:
-    """What Megatron-LM's load_checkpoint looks for beside the weights.
+    """Returns what Megatron-LM's load_checkpoint looks for beside the weights.
 
     Below version 2.0 it would permute the attention weights.
     """
@@ -220,7 +220,7 @@ SOURCE_DTYPES = "source_dtypes.json"
 def hf_to_megatron(
     model_dir: Path, out: Path, config: Config, *, workers: int, verify: str
 ) -> None:
-    """Write the model as `out`/state, with its config and tokenizer beside.
+    """Writes the model as `out`/state, with its config and tokenizer beside.
 
     Args:
         config: its `model` is the layout for which the stored tensors are cut, and in which the

@@ -35,7 +35,7 @@ def compare_tensors(
     head_dim: int,
     reports: Path,
 ) -> int:
-    """Compare parameters; what differs is written to a file in `reports`. Returns the bytes.
+    """Compares parameters; what differs is written to a file in `reports`. Returns the bytes.
 
     The tensors are read by the safetensors library, not by the code under test.
     """
@@ -54,7 +54,7 @@ def compare_tensors(
 
 
 def _differing(one: Tensor, other: Tensor) -> int:
-    """Elements whose bits differ."""
+    """Counts the elements whose bits differ."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return other.numel()
     a, b = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
@@ -73,7 +73,7 @@ LOGPROB_TOLERANCE = 1e-4  # nats
 
 
 class Verification:
-    """The checks of a conversion.
+    """Makes the checks of a conversion.
 
     Args:
         mode: "full" compares every tensor bit by bit, and the log-probabilities of the Megatron
@@ -130,7 +130,7 @@ class Verification:
         return sum(tensors.nbytes(name) for p in self._parameters for name in p.hf_names)
 
     def logprobs(self, model_dir: Path, state_dir: Path) -> None:
-        """Compare log-probabilities. Raises RunError with the largest difference."""
+        """Compares log-probabilities. Raises RunError with the largest difference."""
         if not self._logprobs:
             if not self._off:
                 print("log-probabilities not compared (--verify full: in any size)")
@@ -155,14 +155,16 @@ class Verification:
 
 
 def _lack_of_devices(config: Config) -> str | None:
-    """Each process of the layout needs its own GPU where there are any."""
+    """Says how many GPUs are missing: each process of the layout needs its own where there are any."""
     if not torch.cuda.is_available() or torch.cuda.device_count() >= world_size(config):
         return None
     return f"the layout takes {world_size(config)} GPUs and there are {torch.cuda.device_count()}"
 
 
 def _sample(parameters: list[Parameter]) -> list[Parameter]:
-    """One of each kind, from layers (and experts) drawn at random, and all outside the layers."""
+    """Returns one of each kind, from layers (and experts) drawn at random, and all outside the
+    layers.
+    """
     rng, kinds = random.Random(0), defaultdict(list)
     for parameter in parameters:
         kinds[parameter.keys].append(parameter)

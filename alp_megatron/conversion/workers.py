@@ -16,7 +16,7 @@ from alp_megatron.runtime.progress import ProgressLine
 
 
 def run_tasks(task: Callable, items: Iterable, workers: int, progress: "ByteProgress") -> None:
-    """`task(item)` of every item, over `workers` processes (in this one if it is 1).
+    """Does `task(item)` of every item, over `workers` processes (in this one if it is 1).
 
     `task` returns how many bytes it did. The first exception ends the others' work and is raised.
     """

@@ -36,7 +36,7 @@ class Hardware(Section):
 
 
 def load_hardware(name: str) -> Hardware:
-    """`h100`, or a YAML file with the keys above. Raises UserError."""
+    """Reads `h100`, or a YAML file with the keys above. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return load_section(Hardware, Path(name))
     known = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
@@ -53,7 +53,7 @@ _SCALE_BYTES = 2  # int4: of the bfloat16 scale of a group; other formats' scale
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Of one vLLM engine, which has one GPU.
+    """Holds the memory of one vLLM engine, which has one GPU.
 
     Attributes:
         share: bytes that it may have, by rollout.gpu_memory_utilization.
@@ -103,7 +103,7 @@ def parameter_count(shape: ModelShape) -> int:
 
 @lru_cache
 def _codes(shape: ModelShape, quantization: str, ignore: tuple[str, ...]) -> tuple[int, int]:
-    """(bytes of codes and scales, weights that they stand for)."""
+    """Returns (bytes of codes and scales, weights that they stand for)."""
     if quantization == UNQUANTIZED:
         return 0, 0
     shapes = shape.tensor_shapes()
@@ -119,7 +119,8 @@ def _codes(shape: ModelShape, quantization: str, ignore: tuple[str, ...]) -> tup
 def sampling_seconds(
     config: Config, shape: ModelShape, hardware: Hardware, engine: EngineMemory
 ) -> float | None:
-    """Seconds to sample a step's responses at full length; None if not one fits in the cache.
+    """Returns the seconds to sample a step's responses at full length; None if not one fits in the
+    cache.
 
     Decoding reads all weights and the cache of the running samples for each token, so it is bound
     by the memory's bandwidth. Half of the length stands in the cache on average. Prefill is left

@@ -69,7 +69,7 @@ class Rope:
 
 
 def read_rope(hf: dict[str, Any], path: Path) -> Rope:
-    """From config.json's content. Raises UserError naming `path` for what is not supported.
+    """Reads config.json's content. Raises UserError naming `path` for what is not supported.
 
     transformers 5 keeps everything in `rope_parameters`; transformers 4 had `rope_theta` beside
     `rope_scaling`, whose kind older files call `type`. Where a file has both, it is the latter
@@ -148,11 +148,11 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases; each layer's learnable sigma is not counted."""
+        """The number of weights and biases; each layer's learnable sigma is not counted."""
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the model under its Hugging Face name."""
+        """Returns every tensor's shape under its Hugging Face name."""
         h = self.hidden_size
         shapes = {"model.embed_tokens.weight": (self.vocab_size, h), "model.norm.weight": (h,)}
         if not self.tie_word_embeddings:

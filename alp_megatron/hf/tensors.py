@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: `start` is the place in the file of its first byte."""
+    """Says where a tensor lies: `start` is the place in the file of its first byte."""
 
     path: Path
     dtype: str
@@ -38,7 +38,7 @@ class _Entry:
 
 
 class HfTensors:
-    """The tensors of a model directory by name: those of its index where it has one.
+    """Reads the tensors of a model directory by name: those of its index where it has one.
 
     Making it reads every header, once. Its methods read the files anew at each call.
 
@@ -105,7 +105,7 @@ class HfTensors:
         check_finite(tensor, f"{self.file(name)}: {name}")
 
     def _read(self, name: str, first: int, shape: tuple[int, ...]) -> "Tensor":
-        """Elements from the `first` on, as a tensor of that shape."""
+        """Returns elements from the `first` on, as a tensor of that shape."""
         import torch
 
         entry, dtype = self._entry(name), self.dtype(name)
@@ -148,7 +148,7 @@ def _read_indexed(index: Path) -> tuple[list[Path], dict[str, _Entry]]:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """The tensors of a safetensors file: 8 bytes of header length, a JSON header, the data."""
+    """Returns the tensors of a safetensors file: 8 bytes of header length, a JSON header, the data."""
     try:
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")

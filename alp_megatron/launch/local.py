@@ -25,12 +25,12 @@ from alp_megatron.runtime.run_dir import LAUNCH_DIR
 
 
 def cores_of(config: Config) -> int:
-    """Cores that a run keeps busy: its training processes' threads and vLLM's."""
+    """Returns how many cores a run keeps busy: its training processes' threads and vLLM's."""
     return world_size(config) * config.runtime.threads_per_rank + config.rollout.cpu_threads
 
 
 def runs_at_once(configs: Iterable[Config]) -> int:
-    """As many as there are cores for the largest of them, at least one.
+    """Returns as many as there are cores for the largest of them, at least one.
 
     With a GPU one: every run takes the first GPUs that it sees.
     """
@@ -44,7 +44,7 @@ _END_SECONDS = 30  # that an interrupted member has before it is killed
 
 
 class MemberProcess:
-    """`alp-megatron train`, started or resumed; its output goes to launch/logs/local.log.
+    """Runs `alp-megatron train`, started or resumed; its output goes to launch/logs/local.log.
 
     It has a process group of its own, so that a Ctrl-C reaches it once, through `interrupt`.
     Linux kills it when the thread that made it ends, and its own processes die with it.
@@ -73,11 +73,11 @@ class MemberProcess:
 
     @property
     def exit_code(self) -> int:
-        """Of a member that has ended."""
+        """The exit code of a member that has ended."""
         return self._process.returncode
 
     def ended(self) -> bool:
-        """Whether it has; the first time it has, its status is written."""
+        """Returns whether it has ended; the first time it has, its status is written."""
         code = self._process.poll()
         if code is None:
             return False
@@ -86,12 +86,12 @@ class MemberProcess:
         return True
 
     def interrupt(self) -> None:
-        """As Ctrl-C on a console does."""
+        """Interrupts it as Ctrl-C on a console does."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGINT)
 
     def wait_or_kill(self) -> None:
-        """Wait for the end of an interrupted member, but not for ever."""
+        """Waits for the end of an interrupted member, but not for ever."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -160,7 +160,7 @@ class MemberProgress:
 
 
 def _clock(seconds: float) -> str:
-    """'0:12:03'."""
+    """Returns '0:12:03'."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -188,7 +188,7 @@ def run_members(root: Path, members: list[Member], parallel: int = 1) -> int:
 
 
 def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
-    """Those that failed, in the order of their numbers."""
+    """Returns those that failed, in the order of their numbers."""
     waiting = deque(members)
     running: list[MemberProcess] = []
     failed: list[Member] = []

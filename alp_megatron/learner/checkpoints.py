@@ -21,7 +21,7 @@ BEST = "best"
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """The finished checkpoints, oldest first."""
+    """Returns the finished checkpoints, oldest first."""
     return sorted((run_dir / CHECKPOINTS).glob("step_*"))
 
 
@@ -62,20 +62,20 @@ def _give_up(partial: Path, nbytes: int | None, error: Exception) -> str:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a whole checkpoint its name. One of that name is hidden."""
+    """Gives a whole checkpoint its name. One of that name is hidden."""
     if final.exists():
         _hide(final)
     partial.rename(final)
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """What was hidden, and what a killed save left behind."""
+    """Removes what was hidden, and what a killed save left behind."""
     for leftover in (run_dir / CHECKPOINTS).glob(".step_*"):
         shutil.rmtree(leftover)
 
 
 def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
-    """Hide all but the newest `keep` checkpoints and, with `keep_best`, the best."""
+    """Hides all but the newest `keep` checkpoints and, with `keep_best`, the best."""
     checkpoints = checkpoint_dirs(run_dir)
     kept = checkpoints[-keep:]
     best = max(checkpoints, key=_score_and_age) if keep_best else None
@@ -88,7 +88,7 @@ def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that it is neither resumed from nor counted."""
+    """Renames a damaged checkpoint so that it is neither resumed from nor counted."""
     place = checkpoint.with_name(f"damaged_{checkpoint.name}")
     if place.exists():
         shutil.rmtree(place)
@@ -96,7 +96,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def _score(checkpoint: Path) -> float | None:
-    """The evaluation of just these weights, if there was one."""
+    """Returns the evaluation of just these weights, if there was one."""
     counters = json.loads((checkpoint / COUNTERS).read_text())
     evaluated = counters.get("scored_step") == counters["step"]
     return counters["latest_score"] if evaluated else None
@@ -116,7 +116,9 @@ def _link_best(best: Path) -> None:
 
 
 def _hide(checkpoint: Path) -> None:
-    """A removal takes long, and what a kill leaves of it must not look like a checkpoint."""
+    """Hides a checkpoint: a removal takes long, and what a kill leaves must not look like a
+    checkpoint.
+    """
     checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old"))
 
 
@@ -124,14 +126,14 @@ MANIFEST = "manifest.json"
 
 
 def describe(path: Path) -> dict:
-    """{"bytes", "sha256"} of a file."""
+    """Returns {"bytes", "sha256"} of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_manifest(directory: Path, known: dict[str, dict]) -> None:
-    """Describe every file below `directory`, the `known` ones as they are given.
+    """Describes every file below `directory`, the `known` ones as they are given.
 
     Args:
         known: descriptions by relative path, of files that their writers have described.
@@ -154,7 +156,7 @@ def _to_disk(path: Path) -> None:
 
 
 def damage(directory: Path, share: int = 0, shares: int = 1) -> str | None:
-    """What is wrong with a checkpoint, by the file's name; None if it is whole.
+    """Says what is wrong with a checkpoint, by the file's name; None if it is whole.
 
     Reads every file of this share: each of the training's processes takes one.
     """

@@ -32,7 +32,7 @@ class EngineSettings:
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
 
     def to_environment(self) -> dict[str, str]:
-        """For `settings_from_environment` in a process of vLLM's own making."""
+        """Returns variables for `settings_from_environment` in a process of vLLM's own making."""
         return {_VARIABLE: json.dumps(asdict(self))}
 
 

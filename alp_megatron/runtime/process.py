@@ -13,7 +13,7 @@ from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_p
 
 
 def run_process(config: Config, job, *arguments) -> int:
-    """Join the run, do `job(config, rank, *arguments)` and leave. Returns the exit code.
+    """Joins the run, does `job(config, rank, *arguments)` and leaves. Returns the exit code.
 
     `job` is called in every process of the run; it must not be imported before this function
     runs from a module that imports megatron (the CPU patches come first), so it imports inside.
@@ -56,14 +56,16 @@ def run_process(config: Config, job, *arguments) -> int:
 
 
 def _end(code: int, sentence: str) -> None:
-    """Leave at once: the others wait in a collective call, and the launcher then ends them."""
+    """Leaves at once: the others wait in a collective call, and the launcher then ends them."""
     if _first_to_fail():
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def _first_to_fail() -> bool:
-    """False if another process has said already what is wrong: all ranks read the same files."""
+    """Returns False if another process has said already what is wrong: all ranks read the same
+    files.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -72,7 +74,10 @@ def _first_to_fail() -> bool:
 
 
 def _lost_peer(error: RuntimeError) -> bool:
-    """A collective call failed for want of another process. gloo has no exception of its own."""
+    """Returns whether a collective call failed for want of another process.
+
+    gloo has no exception of its own.
+    """
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo/transport" in str(error)

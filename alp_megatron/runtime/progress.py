@@ -6,7 +6,7 @@ import time
 
 
 class ProgressLine:
-    """A line that is rewritten on a terminal, and written anew every so often elsewhere.
+    """Rewrites a line on a terminal, and writes it anew every so often elsewhere.
 
     Args:
         on_terminal, in_file: seconds from one look to the next.

@@ -58,7 +58,7 @@ MAX_SHARD_BYTES = 4 * 2**30
 def save_hf(
     plan: ExportPlan, source_dir: str | Path, out_dir: Path, rollout_dtype: torch.dtype
 ) -> None:
-    """Write the policy as a Hugging Face model to `out_dir`. Collective.
+    """Writes the policy as a Hugging Face model to `out_dir`. Collective.
 
     The tokenizer and generation config are the source's.
     """
@@ -73,8 +73,9 @@ def save_hf(
 
 
 def export_dtype(source_dir: Path, rollout_dtype: torch.dtype) -> torch.dtype:
-    """That of the source's config, or the engine's where it is wider: an engine started from the
-    export then holds what the running one holds."""
+    """Returns the type of the source's config, or the engine's where it is wider: an engine started
+    from the export then holds what the running one holds.
+    """
     own = getattr(torch, stated_dtype(read_hf_config(source_dir)) or "bfloat16")
     return torch.promote_types(own, rollout_dtype)
 
@@ -86,8 +87,9 @@ def write_model(
     dtype: torch.dtype,
     **config: Any,
 ) -> None:
-    """A directory of the stream's tensors with the source's config.json, changed to `dtype` and
-    by `config`, and its tokenizer and generation config."""
+    """Makes a directory of the stream's tensors with the source's config.json, changed to `dtype`
+    and by `config`, and its tokenizer and generation config.
+    """
     hf = read_hf_config(source_dir) | config
     out_dir.mkdir(parents=True, exist_ok=True)
     copy_model_files(source_dir, out_dir)

@@ -14,7 +14,10 @@ from alp_megatron.weights.quantize.stream import quantized
 
 
 def digest(tensor: Tensor) -> str:
-    """BLAKE2b-128 (hex) of the tensor's bytes in row-major order. Shape and dtype are not in it."""
+    """Returns BLAKE2b-128 (hex) of the tensor's bytes in row-major order.
+
+    Shape and dtype are not in it.
+    """
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(raw.numpy(), digest_size=16).hexdigest()
 
@@ -25,7 +28,7 @@ class SyncError(RunError):
 
 @dataclass
 class Digests:
-    """Fingerprints of the tensors, or of codes and scales, that passed through `record`."""
+    """Collects fingerprints of the tensors, or of codes and scales, that passed through `record`."""
 
     of: dict[str, str] = field(default_factory=dict)
 

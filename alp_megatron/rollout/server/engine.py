@@ -186,7 +186,7 @@ class ServerEngine:
 
 
 def _agreed(received: list[dict[str, str]]) -> dict[str, str]:
-    """Every server's digests. Raises EngineError naming a tensor of which they differ."""
+    """Returns every server's digests. Raises EngineError naming a tensor of which they differ."""
     first, *others = received
     for other in others:
         for name, digest in first.items():

@@ -16,7 +16,8 @@ _GRACE_SECONDS = 10
 
 
 class ServerProcess:
-    """A server of this machine's. The constructor returns at once, while vLLM starts.
+    """Starts and ends a server of this machine's. The constructor returns at once, while vLLM
+    starts.
 
     Construct it on a thread that lives as long as the server shall: Linux ends the process with
     that thread.
@@ -62,7 +63,7 @@ class ServerProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while it lives."""
+        """The exit code, None while it lives."""
         return self._process.poll()
 
     def how_it_ended(self) -> str:
@@ -88,7 +89,7 @@ class ServerProcess:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Bound here, so that the port cannot be taken while the server starts."""
+    """Binds the address here, so that the port cannot be taken while the server starts."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)

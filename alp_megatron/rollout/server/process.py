@@ -27,7 +27,7 @@ os.environ[_PARENT] = str(os.getpid())
 
 
 def arguments(transport: str):
-    """What `vllm serve` would have parsed from its command line."""
+    """Returns what `vllm serve` would have parsed from its command line."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

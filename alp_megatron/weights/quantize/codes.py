@@ -24,8 +24,9 @@ CACHED = 2**18
 
 
 def by_pieces(quantize: Quantize, weight: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """`quantize(weight)`, for a quantisation that looks at no other row, or at no other
-    `multiple` of rows, to make the codes and scales of one."""
+    """Does `quantize(weight)` piece by piece, for a quantisation that looks at no other row, or at
+    no other `multiple` of rows, to make the codes and scales of one.
+    """
     if weight.is_cuda:
         return quantize(weight)
     rows = max(1, CACHED // (weight.shape[1] * multiple)) * multiple

@@ -115,7 +115,7 @@ class Buffer(Protocol):
     capacity: int
 
     def view(self, piece: Piece) -> Tensor:
-        """The piece's elements where they lie, `[count]`."""
+        """Returns the piece's elements where they lie, `[count]`."""
 
 
 class Memory:
@@ -165,7 +165,8 @@ class Assembler:
         self._flat: Tensor | None = None  # of the tensor whose last piece is to come
 
     def take(self, bucket: Bucket, view: Callable[[Piece], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that the bucket completes, where `view` has them, in memory of their own.
+        """Yields the tensors that the bucket completes, where `view` has them, in memory of their
+        own.
 
         The copy is needed: vLLM keeps the tensors of a layer until it has all of them, when the
         buffer may hold another bucket already.
@@ -181,7 +182,7 @@ class Assembler:
 
 
 def unpack(buckets: Iterable[Bucket], buffer: Buffer) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that `pack` put into the buffer."""
+    """Yields the tensors that `pack` put into the buffer."""
     assembler = Assembler()
     for bucket in buckets:
         yield from assembler.take(bucket, buffer.view)

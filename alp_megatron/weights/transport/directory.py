@@ -77,7 +77,7 @@ def write_bucket(path: Path, version: int, bucket: Bucket, buffer: Buffer) -> in
 
 
 def read_bucket(path: Path, version: int, bucket: Bucket, checksum: int) -> dict[str, Tensor]:
-    """Name -> the elements of each piece, `[count]`.
+    """Returns name -> the elements of each piece, `[count]`.
 
     Raises RunError naming the file if it is missing, torn or of another version, and the tensor
     if its piece is not the announced one.

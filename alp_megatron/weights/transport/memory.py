@@ -42,11 +42,11 @@ class SharedBuffer:
 
     @classmethod
     def open(cls, path: str, capacity: int) -> "SharedBuffer":
-        """The memory behind `/proc/PID/fd/N` of the process that made it. Raises OSError."""
+        """Opens the memory behind `/proc/PID/fd/N` of the process that made it. Raises OSError."""
         return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC), capacity)
 
     def view(self, piece: Piece) -> Tensor:
-        """The piece's elements where they lie, `[count]`."""
+        """Returns the piece's elements where they lie, `[count]`."""
         assert self._map is not None, "the buffer is closed"
         size = piece.count * piece.dtype.itemsize
         return self._map[piece.offset : piece.offset + size].view(piece.dtype)
@@ -106,7 +106,8 @@ class CudaIpc:
 
 
 def export_memory(memory: Tensor) -> dict[str, Any]:
-    """What another process needs to map a whole storage of this one's GPU; see `map_memory`.
+    """Returns what another process needs to map a whole storage of this one's GPU; see
+    `map_memory`.
 
     The fields of torch.multiprocessing's own handles, with bytes as base64.
     """
