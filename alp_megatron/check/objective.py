@@ -28,7 +28,10 @@ def check_objective(objective: ObjectiveConfig) -> None:
 
 
 def check_noise_target(perturbation: PerturbationConfig) -> None:
-    """Noise on the logits has one fixed scale and no layers. Raises UserError."""
+    """Refuses noise on the logits that is not of one fixed scale, or speaks of layers.
+
+    Raises UserError.
+    """
     if perturbation.target == "layers":
         return
     wanted = {"learnable": False, "sigma_mode": "absolute", "layer_start": 0, "layer_end": None}

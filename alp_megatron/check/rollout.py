@@ -4,8 +4,8 @@ from urllib.parse import urlsplit
 
 from alp_megatron.config.schema import Config, RolloutConfig
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import Shapes
 from alp_megatron.hf.shape import ModelShape
+from alp_megatron.hf.tensors import Shapes
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED, Scheme, scheme_of
 
 

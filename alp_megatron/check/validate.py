@@ -13,8 +13,9 @@ from alp_megatron.config.layout import (
 )
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_tensors, check_tokenizer, check_weights
 from alp_megatron.hf.shape import ModelShape, read_model_shape
+from alp_megatron.hf.tensors import HfTensors, check_tensors
+from alp_megatron.hf.tokenizer import check_tokenizer
 
 
 def validate(config: Config, *, for_training: bool = True) -> ModelShape:
@@ -28,7 +29,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
     """
     shape = read_model_shape(config.model.path)
     model_dir = Path(config.model.path)
-    weights = check_weights(model_dir)
+    weights = HfTensors(model_dir).shapes
     check_tokenizer(model_dir, shape)
     check_tensors(model_dir, weights, shape)
     check_settings(config, shape, for_training=for_training)
@@ -39,7 +40,7 @@ def validate(config: Config, *, for_training: bool = True) -> ModelShape:
 
 
 def check_settings(config: Config, shape: ModelShape, *, for_training: bool = True) -> None:
-    """All that can be checked without the weights and the data. Raises UserError."""
+    """Checks all that can be checked without the weights and the data. Raises UserError."""
     check_layout(config, shape)
     _check_lengths(config, shape)
     check_servers(config)
@@ -54,7 +55,10 @@ def check_settings(config: Config, shape: ModelShape, *, for_training: bool = Tr
 
 
 def check_layout(config: Config, shape: ModelShape) -> None:
-    """The model can be split as the configuration asks. Raises UserError naming the key."""
+    """Checks that the model can be split as the configuration asks.
+
+    Raises UserError naming the key.
+    """
     _check_tensor_parallel(config, shape)
     _check_experts(config, shape)
     _check_pipeline_parallel(config, shape)
@@ -80,7 +84,10 @@ def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:
 
 
 def _undivided_by(tp: int, shape: ModelShape) -> str | None:
-    """What TP does not divide. Several ranks may share a key-value head, if equally many."""
+    """Returns what TP does not divide.
+
+    Several ranks may share a key-value head, if equally many.
+    """
     heads, groups = shape.num_attention_heads, shape.num_key_value_heads
     rows = (heads + 2 * groups) * shape.head_dim
     if heads % tp:
@@ -253,7 +260,7 @@ def _check_task(config: Config) -> None:
 
 
 def _either(options: list) -> str:
-    """'1', '1 or 2', '1, 2 or 4'."""
+    """Returns '1', '1 or 2', '1, 2 or 4'."""
     *rest, last = map(str, options)
     return f"{', '.join(rest)} or {last}" if rest else last
 

@@ -14,11 +14,11 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
     import torch
 
     from alp_megatron.hf.files import read_hf_config
+    from alp_megatron.hf.tensors import HfTensors
     from alp_megatron.rollout.settings import start_rollout_engine
     from alp_megatron.runtime.mesh import device_type
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens
-    from alp_megatron.weights.hf_model import Checkpoint
     from alp_megatron.weights.quantize.scheme import rollout_scheme
     from alp_megatron.weights.quantize.stream import quantized
 
@@ -29,7 +29,7 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
         start_rollout_engine(config, device, Path(logs)) as engine,
     ):
         if scheme is not None:  # else the engine has loaded the weights itself
-            weights = Checkpoint(model_dir).stream(getattr(torch, config.rollout.dtype))
+            weights = HfTensors(model_dir).stream(getattr(torch, config.rollout.dtype))
             engine.update_weights(quantized(weights, scheme), version=0)
         task = build_task(config)
         stops = stop_tokens(config, read_hf_config(model_dir), task.tokenizer)

@@ -10,6 +10,7 @@ from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
+from alp_megatron.files import partial_of
 from alp_megatron.runtime.launcher import launch
 
 # The model first learns to work a problem out, then from text with wrong guesses in it.
@@ -49,10 +50,10 @@ def _random_model(config: Config, directory: Path) -> None:
 
 def _job(config: Config, rank, out: str) -> None:
     from alp_megatron.data.microbatch import Sequence
+    from alp_megatron.hf.tokenizer import load_tokenizer
     from alp_megatron.learner.learner import Learner, gather_from_replicas, replica_microbatches
     from alp_megatron.tasks.arithmetic import problems, worked_solution
     from alp_megatron.tasks.task import arithmetic_item
-    from alp_megatron.tasks.tokenizer import load_tokenizer
     from alp_megatron.weights.export import WeightExport
     from alp_megatron.weights.hf_model import save_hf
 
@@ -80,7 +81,7 @@ def _job(config: Config, rank, out: str) -> None:
         if rank.is_first and (step + 1) % 50 == 0:
             print(f"step {step + 1}/{config.trainer.steps}  loss {total:.4f}", flush=True)
 
-    partial = Path(out).with_name(f".{Path(out).name}.partial")
+    partial = partial_of(Path(out))
     export = WeightExport(learner.chunks, learner.hf["model_type"])
     save_hf(export, config.model.path, partial, learner.rollout_dtype)
     if rank.is_first:

@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Config:
-    """A Config from nested sections and the overrides of the command line; see load_config."""
+    """Returns a Config from nested sections and the overrides of the command line; see load_config."""
     tree.setdefault("model", {})  # so that what is missing is model.path, not model
     config = section_from(Config, tree, overrides)
     config.objective = with_method_defaults(config.objective)
@@ -51,12 +51,12 @@ def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Con
 
 
 def load_section(kind: type[S], path: str | Path, overrides: list[str] | None = None) -> S:
-    """As load_config, for a file of another kind: a cluster, a sweep."""
+    """Reads a file of another kind as load_config does: a cluster, a sweep."""
     return section_from(kind, _read_with_parents(Path(path), ()), overrides)
 
 
 def section_from(kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None) -> S:
-    """The values of a tree as a typed section. Raises UserError naming the dotted key."""
+    """Returns the values of a tree as a typed section. Raises UserError naming the dotted key."""
     for override in overrides or []:
         _merge(tree, _parse_override(override))
     try:
@@ -68,7 +68,7 @@ def section_from(kind: type[S], tree: dict[str, Any], overrides: list[str] | Non
 
 
 def resolved_yaml(config: Config) -> str:
-    """The whole configuration as YAML; load_config reads it back to an equal Config."""
+    """Returns the whole configuration as YAML; load_config reads it back to an equal Config."""
     return dump_yaml(config.model_dump())
 
 
@@ -110,7 +110,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _explain(error: Any, kind: type[Section]) -> str:
-    """One sentence for a pydantic error, with the dotted key and the mend."""
+    """Returns one sentence for a pydantic error, with the dotted key and the mend."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"Unknown key {key}: {_nearest_key(key, kind)}."

@@ -94,7 +94,7 @@ METHODS = {
 
 
 def with_method_defaults(config: ObjectiveConfig) -> ObjectiveConfig:
-    """The same configuration, with the method's defaults where the user gave no value.
+    """Returns the same configuration, with the method's defaults where the user gave no value.
 
     For the config loader, before the resolved configuration is written: once written, every
     key counts as given.
@@ -106,7 +106,7 @@ def with_method_defaults(config: ObjectiveConfig) -> ObjectiveConfig:
 
 
 def needs_old_logprobs(config: ObjectiveConfig) -> bool:
-    """Whether the loss needs the training engine's log-probs at the rollout's weights.
+    """Returns whether the loss needs the training engine's log-probs at the rollout's weights.
 
     They cost a forward pass over the step's samples. A ratio to the old policy needs them,
     and so does whatever looks at w = pi_old / pi_rollout.

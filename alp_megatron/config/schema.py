@@ -64,7 +64,7 @@ class PerturbationConfig(Section):
 
 
 class CorrectionConfig(Section):
-    """What w = pi_old / pi_rollout does to the loss; docs/methods.md has the formulae."""
+    """Says what w = pi_old / pi_rollout does to the loss; docs/methods.md has the formulae."""
 
     weight: Literal["none", "truncated", "masked", "window"] = Field(
         "none",

@@ -57,7 +57,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value of one YAML document; `origin` names it in errors.
+    """Returns the value of one YAML document; `origin` names it in errors.
 
     Raises:
         UserError: naming origin and line, for bad syntax or a key given twice.
@@ -74,7 +74,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError naming the file where it holds none."""
+    """Returns the mapping in a YAML file. Raises UserError naming the file where it holds none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -13,7 +13,7 @@ LENGTHS = (2, 31, 17, 48)
 
 
 def largest_difference(config: Config, rank, state_dir: str, result: str) -> None:
-    """Write the largest |difference| of a token's log-probability, in nats, to `result`."""
+    """Writes the largest |difference| of a token's log-probability, in nats, to `result`."""
     from alp_megatron.conversion.megatron_model import megatron_logprobs, transformers_logprobs
 
     sequences = random_sequences(config.model.path)
@@ -25,7 +25,7 @@ def largest_difference(config: Config, rank, state_dir: str, result: str) -> Non
 
 
 def random_sequences(model_dir: str) -> list[list[int]]:
-    """Token ids drawn from the whole vocabulary, the same at every call."""
+    """Draws token ids from the whole vocabulary, the same at every call."""
     from alp_megatron.hf.shape import read_model_shape
 
     shape, rng = read_model_shape(model_dir), random.Random(0)

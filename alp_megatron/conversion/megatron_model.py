@@ -1,21 +1,19 @@
 """The real models on both sides of a conversion. Imports Megatron: see runtime.cpu_megatron."""
 
-from pathlib import Path
-
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors
 from alp_megatron.data.microbatch import Sequence
-from alp_megatron.hf.files import read_hf_config
+from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.weights.mapping import PRIVATE_SUFFIX, rules_of_chunk
 
 
 def load_megatron(chunks: list, state_dir: str) -> None:
-    """Fill this rank's chunks from a distributed checkpoint, by Megatron's own reader. Collective.
+    """Fills this rank's chunks from a distributed checkpoint, by Megatron's own reader. Collective.
 
     ALP's scales are not asked for: a converted model has none.
     """
@@ -26,7 +24,7 @@ def load_megatron(chunks: list, state_dir: str) -> None:
 
 
 def sharded_state(chunk) -> dict:
-    """Megatron's description of a chunk's weights, without ALP's scales."""
+    """Returns Megatron's description of a chunk's weights, without ALP's scales."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     state = chunk.sharded_state_dict(metadata={"dp_cp_group": group})
     return {name: part for name, part in state.items() if not name.endswith(PRIVATE_SUFFIX)}
@@ -35,13 +33,13 @@ def sharded_state(chunk) -> dict:
 def megatron_logprobs(
     config: Config, rank, state_dir: str, sequences: list[list[int]]
 ) -> list[Tensor]:
-    """Log-probabilities of each sequence's tokens after the first, fp32. Collective.
+    """Returns the log-probabilities of each sequence's tokens after the first, fp32. Collective.
 
     Weights that the Hugging Face directory `model.path` holds in a narrower type are rounded to
     it, so that only the computation is compared.
     """
-    tensors = HfTensors(Path(config.model.path))
-    model_type = read_hf_config(config.model.path)["model_type"]
+    tensors = HfTensors(config.model.path)
+    model_type = read_model_shape(config.model.path).family.model_type
 
     def load(chunks: list) -> None:
         load_megatron(chunks, state_dir)
@@ -59,7 +57,7 @@ def megatron_logprobs(
 
 
 def transformers_logprobs(model_dir: str, sequences: list[list[int]]) -> list[Tensor]:
-    """The same from the Hugging Face directory by transformers, fp32."""
+    """Returns the same from the Hugging Face directory by transformers, fp32."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

@@ -13,9 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from alp_megatron.conversion.hf_tensors import check_finite
 from alp_megatron.conversion.parameters import BY_ROWS, Box, Parameter, hf_rows, overlap
 from alp_megatron.errors import UserError
+from alp_megatron.hf.tensors import check_finite
 from alp_megatron.weights.mapping import PRIVATE_SUFFIX, split
 
 _OF_MODEL = ("embedding.", "decoder.", "output_layer.")  # others are the optimizer's
@@ -24,7 +24,8 @@ _OF_EXPERTS = ".experts.experts."
 
 
 class MegatronTensors:
-    """Parameters of a checkpoint in any layout: a stored tensor may be cut over TP, PP and EP.
+    """Reads parameters of a checkpoint in any layout: a stored tensor may be cut over TP, PP and
+    EP.
 
     Args:
         state_dir: the directory with `.metadata` and the .distcp files.
@@ -55,7 +56,7 @@ class MegatronTensors:
         self._by_place = self._boxes_by_place()
 
     def _boxes_by_place(self) -> dict[tuple, list[Box]]:
-        """{(key, layer, expert): boxes}: a parameter's boxes are found at once."""
+        """Returns {(key, layer, expert): boxes}: a parameter's boxes are found at once."""
         places = defaultdict(list)
         for key, stored in self._stored.items():
             axes = 2 if _OF_EXPERTS in key else 1 if key.startswith(_OF_LAYERS) else 0
@@ -67,7 +68,8 @@ class MegatronTensors:
         return places
 
     def check(self, parameters: list[Parameter]) -> None:
-        """Every parameter is there, in its shape, and every file has the bytes it should have.
+        """Checks that every parameter is there, in its shape, and every file has the bytes it
+        should have.
 
         Raises UserError too where a weight would be lost.
         """
@@ -116,7 +118,8 @@ class MegatronTensors:
     def hf_parts(
         self, parameter: Parameter, query_groups: int, head_dim: int
     ) -> Iterator[tuple[str, int, Tensor]]:
-        """The parameter's Hugging Face tensors in parts: (name, first row, rows), all rows once.
+        """Yields the parameter's Hugging Face tensors in parts: (name, first row, rows), all rows
+        once.
 
         Layouts that go by rows come a stored chunk at a time, others whole.
         """
@@ -155,7 +158,7 @@ class MegatronTensors:
         )
 
     def _boxes(self, parameter: Parameter) -> Iterator[tuple[Box, Box]]:
-        """(stored box, what it holds of the parameter, in the parameter's own coordinates)."""
+        """Yields (stored box, what it holds of the parameter, in the parameter's own coordinates)."""
         key, axes = self._key(parameter), len(parameter.index)
         wanted = (
             (*parameter.index, *(0 for _ in parameter.shape)),
@@ -167,7 +170,7 @@ class MegatronTensors:
                 yield box, (shared[0][axes:], shared[1][axes:])
 
     def _load(self, parameter: Parameter, box: Box, shared: Box) -> Tensor:
-        """What a stored box holds of the parameter."""
+        """Reads what a stored box holds of the parameter."""
         info = self._infos[self._key(parameter), box[0]]
         path = self.state_dir / info.relative_path
         try:

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from alp_megatron.hf.shape import ModelShape
-from alp_megatron.weights.mapping import FAMILIES
+from alp_megatron.hf.tensors import HfTensors
+from alp_megatron.weights.mapping import FAMILIES, merge
 
 _LAYERS = "decoder.layers."
 _FUSED_NORM = "layer_norm_weight"
@@ -37,16 +41,16 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """For messages: the stored name with the layer and expert it is taken from."""
+        """The name for messages: the stored name with the layer and expert it is taken from."""
         place = "".join(f"[{i}]" for i in self.index)
         return self.keys[0] + place
 
 
-def parameters_of(model_type: str, shape: ModelShape) -> list[Parameter]:
-    """All parameters of the model: embedding, the layers by number, final norm, head."""
+def parameters_of(shape: ModelShape) -> list[Parameter]:
+    """Returns all parameters of the model: embedding, the layers by number, final norm, head."""
     expected = shape.tensor_shapes()
     rows: dict[tuple, list[str]] = {}
-    for name, (layout, *hf_names) in FAMILIES[model_type].items():
+    for name, (layout, *hf_names) in FAMILIES[shape.family.model_type].items():
         first = [n.format(i=0, e=0) for n in hf_names]
         if all(n in expected for n in first):
             rows.setdefault((layout, *hf_names), []).append(name)
@@ -90,7 +94,7 @@ def _of_row(layout, hf_names, names, layer, shape, expected):
 
 
 def _stored_names(names: list[str], dense: bool) -> list[str]:
-    """Megatron's names in a checkpoint: those of Transformer Engine, where norms are fused.
+    """Returns Megatron's names in a checkpoint: those of Transformer Engine, where norms are fused.
 
     Before experts its layer specs disagree: Transformer Engine's has the norm by itself, the
     local one stores it as if a dense MLP followed. Such a norm is stored under both names.
@@ -103,7 +107,7 @@ def _stored_names(names: list[str], dense: bool) -> list[str]:
 
 
 def extra_state_keys(parameters: list[Parameter]) -> list[str]:
-    """Keys of the `_extra_state` objects that Megatron asks a checkpoint for.
+    """Returns the keys of the `_extra_state` objects that Megatron asks a checkpoint for.
 
     Its layers keep FP8 statistics in them; without FP8 they are empty. Which modules ask depends
     on the layer spec, so each that owns a weight gets one, and core attention.
@@ -129,7 +133,7 @@ BY_ROWS = ("replicated", "column", "vocab", "gate_up")
 
 
 def cuts(parameter: Parameter, tensor_parallel: int, max_rows: int) -> list[Box]:
-    """The parameter as a checkpoint stores it: the parts of the tensor-parallel ranks.
+    """Cuts the parameter as a checkpoint stores it: into the parts of the tensor-parallel ranks.
 
     Layouts that go by rows are cut further where a part has more than `max_rows`. An expert is
     never split over tensor parallelism.
@@ -150,13 +154,13 @@ def cuts(parameter: Parameter, tensor_parallel: int, max_rows: int) -> list[Box]
 
 
 def _parts(length: int, count: int) -> list[tuple[int, int]]:
-    """(start, length) of equal parts; the last ones may be shorter or absent."""
+    """Returns (start, length) of equal parts; the last ones may be shorter or absent."""
     step = -(-length // count)
     return [(low, min(step, length - low)) for low in range(0, length, step)]
 
 
 def overlap(one: Box, other: Box) -> Box | None:
-    """What two boxes share."""
+    """Returns what two boxes share."""
     low = [max(a, b) for a, b in zip(one[0], other[0], strict=True)]
     ends = [
         min(a + n, b + m) for a, n, b, m in zip(one[0], one[1], other[0], other[1], strict=True)
@@ -166,7 +170,7 @@ def overlap(one: Box, other: Box) -> Box | None:
 
 
 def hf_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """Rows start to stop of a BY_ROWS parameter as rows of Hugging Face tensors, in order.
+    """Finds rows start to stop of a BY_ROWS parameter as rows of Hugging Face tensors, in order.
 
     Yields (name, first row, one past the last row).
     """
@@ -176,3 +180,43 @@ def hf_rows(parameter: Parameter, start: int, stop: int) -> Iterator[tuple[str, 
         if low < high:
             yield name, low - first, high - first
         first += rows
+
+
+class MergedParameters:
+    """Merges boxes of Megatron parameters from Hugging Face tensors as they are asked for.
+
+    What is read and holds NaN or infinity raises UserError.
+    """
+
+    def __init__(self, tensors: HfTensors, query_groups: int):
+        self._tensors = tensors
+        self._query_groups = query_groups
+        self._last: tuple[Parameter, Tensor] | None = None
+
+    def box(self, parameter: Parameter, box: Box) -> Tensor:
+        """Returns a part of a parameter, contiguous.
+
+        The boxes of a parameter are best asked for in a row.
+        """
+        (first, *_), (count, *_) = box
+        if parameter.layout in BY_ROWS:
+            self._last = None
+            parts = list(self._rows(parameter, first, first + count))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._last is None or self._last[0] != parameter:
+            self._last = None  # before the next one is read
+            parts = [self._whole(name) for name in parameter.hf_names]
+            self._last = parameter, merge(parameter.layout, parts, self._query_groups)
+        slices = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+        return self._last[1][slices].contiguous()
+
+    def _rows(self, parameter: Parameter, start: int, stop: int) -> Iterator[Tensor]:
+        for name, low, high in hf_rows(parameter, start, stop):
+            rows = self._tensors.rows(name, low, high)
+            self._tensors.check_finite(name, rows)
+            yield rows
+
+    def _whole(self, name: str) -> Tensor:
+        tensor = self._tensors.tensor(name)
+        self._tensors.check_finite(name, tensor)
+        return tensor

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from alp_megatron.conversion.hf_tensors import HfTensors, weight_files
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import Shapes, check_tensors, check_weights, read_hf_config, stated_dtype
+from alp_megatron.hf.files import read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import HfTensors, Shapes, check_tensors
 from alp_megatron.runtime.machine import installed_version
 from alp_megatron.weights.quantize.scheme import BLOCK, scheme_of
 
@@ -43,7 +43,7 @@ NOT_OFFERED = {
 
 
 def quantize(model_dir: Path, out: Path, name: str) -> None:
-    """Write the quantised model to `out`; tokenizer and generation config are kept.
+    """Writes the quantised model to `out`; tokenizer and generation config are kept.
 
     The linear layers of the decoder become float8_e4m3fn codes; `code x scale` is the weight, with
     one float32 scale for each output channel (fp8) or each 128 x 128 weights (fp8_block). The
@@ -58,18 +58,17 @@ def quantize(model_dir: Path, out: Path, name: str) -> None:
     """
     _check_format(name)
     shape = read_model_shape(model_dir)
-    shapes = check_weights(model_dir)
-    check_tensors(model_dir, shapes, shape)
+    tensors = HfTensors(model_dir)
+    check_tensors(model_dir, tensors.shapes, shape)
     if shape.experts is not None:
         raise UserError(
             f"{model_dir} is a mixture of experts, which vLLM does not read from ModelOpt's "
             f"{name} checkpoints: use rollout.quantization, which quantises as it syncs."
         )
-    chosen, others = _linear_weights(shapes, name)
+    chosen, others = _linear_weights(tensors.shapes, name)
     _check_modelopt()
-    tensors = HfTensors(model_dir)
     nbytes = sum(_nbytes(tensors, n, name if n in chosen else "") for n in tensors.names())
-    source = fingerprint([model_dir / "config.json", *weight_files(model_dir)])
+    source = fingerprint([model_dir / "config.json", *tensors.files])
     with whole_or_absent(out, {"source": source, "format": name}, nbytes) as partial, _quiet():
         _write(tensors, partial, name, chosen, others)
     print(f"{out}: {len(chosen)} of {len(chosen) + len(others)} linear weights in {name}")
@@ -91,7 +90,7 @@ def _check_modelopt() -> None:
 
 
 def _linear_weights(shapes: Shapes, name: str) -> tuple[set[str], set[str]]:
-    """The decoder's linear weights that the format holds, and those that it does not."""
+    """Returns the decoder's linear weights that the format holds, and those that it does not."""
     linear = set(scheme_of(shapes, "fp8", ()).groups)
     if name == "fp8":
         return linear, set()
@@ -110,10 +109,10 @@ def _linear_weights(shapes: Shapes, name: str) -> tuple[set[str], set[str]]:
 
 
 def _nbytes(tensors: HfTensors, weight: str, name: str) -> int:
-    """Of what is written for a tensor; `name` is '' for one that is kept."""
+    """Returns the bytes that are written for a tensor; `name` is '' for one that is kept."""
     if not name:
         return tensors.nbytes(weight)
-    n, k = shape = tensors.shape(weight)
+    n, k = shape = tensors.shapes[weight]
     scales = n if name == "fp8" else -(-n // BLOCK) * -(-k // BLOCK)
     return prod(shape) + 4 * scales
 
@@ -147,7 +146,8 @@ def _write(
 
 def _stream(tensors: HfTensors, name: str, chosen: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
     for weight in tensors.names():
-        tensor = tensors.rows(weight)
+        tensor = tensors.tensor(weight)
+        tensors.check_finite(weight, tensor)
         if weight not in chosen:
             yield weight, tensor
             continue
@@ -176,7 +176,7 @@ def modelopt_quantize(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, to
 
 
 def _algorithm(name: str) -> str:
-    """ModelOpt's name for the format, as its checkpoints say it."""
+    """Returns ModelOpt's name for the format, as its checkpoints say it."""
     from modelopt.torch.export.quant_utils import get_quant_config
 
     model = torch.nn.Sequential(_quantised_layer(torch.ones(BLOCK, BLOCK), name))
@@ -195,7 +195,7 @@ def _quantised_layer(weight: torch.Tensor, name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
+    """Leaves out the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
     for name in ("torch._library.triton", "modelopt"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

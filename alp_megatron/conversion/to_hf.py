@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import DTYPES, bytes_of
 from alp_megatron.conversion.megatron_reader import MegatronTensors
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
 from alp_megatron.conversion.parameters import Parameter, parameters_of
 from alp_megatron.conversion.to_megatron import SOURCE_DTYPES
 from alp_megatron.conversion.verify import Verification
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
 from alp_megatron.errors import UserError
+from alp_megatron.files import partial_of
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import DTYPES, INDEX, bytes_of
+from alp_megatron.weights.transport.buckets import bounded
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Shard:
         return header, {name: len(header) + start for name, start in starts.items()}
 
     def create(self, directory: Path) -> None:
-        """Make the file with its header and full length, unless an earlier attempt did."""
+        """Makes the file with its header and full length, unless an earlier attempt did."""
         header, _ = self._header
         path, size = self._hidden(directory), len(header) + self.nbytes
         if self.is_whole(directory) or (path.is_file() and path.stat().st_size == size):
@@ -80,7 +82,7 @@ class Shard:
         return (directory / self.file_name).exists()
 
     def finish(self, directory: Path) -> None:
-        """Give the file its name once it is on the disk."""
+        """Gives the file its name once it is on the disk."""
         if self.is_whole(directory):
             return
         with self._hidden(directory).open("r+b") as file:
@@ -88,13 +90,13 @@ class Shard:
         self._hidden(directory).rename(directory / self.file_name)
 
     def _hidden(self, directory: Path) -> Path:
-        return directory / f".{self.file_name}"
+        return partial_of(directory / self.file_name)
 
 
 def shards_of(
     parameters: list[Parameter], dtypes: dict[str, torch.dtype], max_bytes: int
 ) -> list[Shard]:
-    """Deal the parameters, in order, to files of at most `max_bytes` (or one parameter).
+    """Deals the parameters, in order, to files of at most `max_bytes` (or one parameter).
 
     Args:
         dtypes: of every Hugging Face tensor.
@@ -103,7 +105,7 @@ def shards_of(
     def nbytes(parameter: Parameter) -> int:
         return sum(prod(shape) * d.itemsize for shape, d in _tensors(parameter, dtypes).values())
 
-    files = batches(parameters, nbytes, max_bytes)
+    files = list(bounded(parameters, nbytes, max_bytes))
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     if len(files) == 1:
         names = ["model.safetensors"]
@@ -121,7 +123,7 @@ def _tensors(parameter: Parameter, dtypes: dict[str, torch.dtype]) -> dict:
 
 
 def write_index(directory: Path, shards: list[Shard]) -> None:
-    """The index of a model in several files."""
+    """Writes the index of a model in several files."""
     if len(shards) == 1:
         return
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
@@ -129,7 +131,7 @@ def write_index(directory: Path, shards: list[Shard]) -> None:
         "metadata": {"total_size": sum(shard.nbytes for shard in shards)},
         "weight_map": weight_map,
     }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 TASK_ELEMENTS = 2**25  # written by one process before it takes more
@@ -145,7 +147,7 @@ def megatron_to_hf(
     workers: int,
     verify: str,
 ) -> None:
-    """Write the weights of a checkpoint as a Hugging Face model.
+    """Writes the weights of a checkpoint as a Hugging Face model.
 
     Optimizer states, ALP's scales and Transformer Engine's extra states are left behind.
 
@@ -163,7 +165,7 @@ def megatron_to_hf(
     """
     state_dir = megatron_dir / "state" if (megatron_dir / "state").is_dir() else megatron_dir
     shape = read_model_shape(hf_dir)
-    parameters = parameters_of(read_hf_config(hf_dir)["model_type"], shape)
+    parameters = parameters_of(shape)
     tensors = MegatronTensors(state_dir)
     tensors.check(parameters)
     dtypes = _dtypes(hf_dir, parameters, tensors)
@@ -173,7 +175,7 @@ def megatron_to_hf(
     job = {"source": fingerprint(files), "shard_bytes": shard_bytes}
     verification = Verification(verify, config, shape, parameters)
     with whole_or_absent(out, job, nbytes) as partial_dir:
-        progress = Progress("converted", nbytes)
+        progress = ByteProgress("converted", nbytes)
         writer = HfWriter(state_dir, partial_dir, shape.num_key_value_heads, shape.head_dim)
         _write_shards(writer, shards, workers, progress)
         write_index(partial_dir, shards)
@@ -186,7 +188,7 @@ def megatron_to_hf(
 
 @dataclass(frozen=True)
 class HfWriter:
-    """What every process needs to write its parameters."""
+    """Holds what every process needs to write its parameters."""
 
     state_dir: Path
     out: Path
@@ -212,11 +214,13 @@ class HfWriter:
         return self.out / f".done_{parameters[0].name}"
 
 
-def _write_shards(writer: HfWriter, shards: list[Shard], workers: int, progress: Progress) -> None:
+def _write_shards(
+    writer: HfWriter, shards: list[Shard], workers: int, progress: ByteProgress
+) -> None:
     tasks = []
     for shard in shards:
         shard.create(writer.out)
-        groups = batches(shard.parameters, lambda p: prod(p.shape), TASK_ELEMENTS)
+        groups = bounded(shard.parameters, lambda p: prod(p.shape), TASK_ELEMENTS)
         tasks += [(shard, group) for group in groups]
     run_tasks(writer.write, tasks, workers, progress)
     for shard in shards:
@@ -226,7 +230,7 @@ def _write_shards(writer: HfWriter, shards: list[Shard], workers: int, progress:
 
 
 def find_model(megatron_dir: Path, wanted: str | None) -> Path:
-    """The directory with config.json: `wanted`, or where this project puts it."""
+    """Finds the directory with config.json: `wanted`, or where this project puts it."""
     if wanted is not None:
         return Path(wanted)
     if not megatron_dir.is_dir():
@@ -242,7 +246,7 @@ def find_model(megatron_dir: Path, wanted: str | None) -> Path:
 def _dtypes(
     hf_dir: Path, parameters: list[Parameter], tensors: MegatronTensors
 ) -> dict[str, torch.dtype]:
-    """The source's own where it is known, else config.json's, else as stored."""
+    """Returns the source's own types where they are known, else config.json's, else those stored."""
     known = hf_dir / SOURCE_DTYPES
     of_source = json.loads(known.read_text()) if known.is_file() else {}
     default = stated_dtype(read_hf_config(hf_dir))

@@ -22,13 +22,22 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors, MergedParameters, weight_files
 from alp_megatron.conversion.output import fingerprint, whole_or_absent
-from alp_megatron.conversion.parameters import Box, Parameter, cuts, extra_state_keys, parameters_of
+from alp_megatron.conversion.parameters import (
+    Box,
+    MergedParameters,
+    Parameter,
+    cuts,
+    extra_state_keys,
+    parameters_of,
+)
 from alp_megatron.conversion.verify import Verification
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
-from alp_megatron.hf.files import check_tensors, check_weights, copy_model_files, read_hf_config
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
+from alp_megatron.files import whole
+from alp_megatron.hf.files import copy_model_files
 from alp_megatron.hf.shape import ModelShape, read_model_shape
+from alp_megatron.hf.tensors import HfTensors, check_tensors
+from alp_megatron.weights.transport.buckets import bounded
 
 # A piece is a file, and torch's writer keeps a file's tensors until it is written: so a piece is
 # small, but no model makes many more than MAX_PIECES files.
@@ -49,13 +58,13 @@ class Piece:
 def pieces_of(
     parameters: list[Parameter], extra_states: list[str], tensors: HfTensors
 ) -> list[Piece]:
-    """Parameters in order, dealt to pieces of one parameter or more."""
+    """Deals parameters, in order, to pieces of one parameter or more."""
 
     def nbytes(parameter: Parameter) -> int:
         return prod(parameter.shape) * _dtype(parameter, tensors).itemsize
 
     limit = max(PIECE_BYTES, sum(map(nbytes, parameters)) // MAX_PIECES)
-    groups = batches(parameters, nbytes, limit)
+    groups = bounded(parameters, nbytes, limit)
     pieces = [Piece(i, tuple(held), (), sum(map(nbytes, held))) for i, held in enumerate(groups)]
     return [*pieces, Piece(len(pieces), (), tuple(extra_states), 0)]
 
@@ -69,7 +78,7 @@ def _dtype(parameter: Parameter, tensors: HfTensors) -> torch.dtype:
 
 @dataclass(frozen=True)
 class MegatronWriter:
-    """What every process needs to write its pieces.
+    """Holds what every process needs to write its pieces.
 
     Attributes:
         state_dir: the checkpoint's directory.
@@ -84,23 +93,22 @@ class MegatronWriter:
     tensor_parallel: int
 
     def write(self, piece: Piece) -> int:
-        """Write a piece unless it is there from an earlier attempt. Returns its bytes."""
+        """Writes a piece unless it is there from an earlier attempt. Returns its bytes."""
         done = self._done(piece)
         if not done.exists():
             tensors = HfTensors(self.model_dir)
             planner = _Planner(MergedParameters(tensors, self.query_groups))
-            plan = self._plan(piece, tensors, planner)
-            results = self._writer(piece).write_data(plan, planner).value()
-            temporary = done.with_suffix(".tmp")
-            temporary.write_bytes(pickle.dumps(results))
-            temporary.rename(done)
+            save_plan = self._save_plan(piece, tensors, planner)
+            results = self._writer(piece).write_data(save_plan, planner).value()
+            with whole(done) as partial:
+                partial.write_bytes(pickle.dumps(results))
         return piece.nbytes
 
     def finish(self, pieces: list[Piece], shape: ModelShape, pipeline_parallel: int) -> None:
-        """The metadata of all pieces, and Megatron's two small files."""
+        """Writes the metadata of all pieces, and Megatron's two small files."""
         tensors, planner = HfTensors(self.model_dir), _Planner(None)
-        plans = [self._plan(piece, tensors, planner) for piece in pieces]
-        _, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
+        save_plans = [self._save_plan(piece, tensors, planner) for piece in pieces]
+        _, metadata = create_default_global_save_plan(save_plans, rewrite_index_hints=False)
         results = [pickle.loads(self._done(piece).read_bytes()) for piece in pieces]
         _FileWriter(self.state_dir).finish(metadata, results)
         torch.save(
@@ -121,7 +129,7 @@ class MegatronWriter:
         writer.set_up_storage_writer(False, rank=piece.number, use_collectives=False)
         return writer
 
-    def _plan(self, piece: Piece, tensors: HfTensors, planner: "_Planner") -> SavePlan:
+    def _save_plan(self, piece: Piece, tensors: HfTensors, planner: "_Planner") -> SavePlan:
         items = [planner.add_bytes(key) for key in piece.extra_states]
         for parameter in piece.parameters:
             dtype = _dtype(parameter, tensors)
@@ -134,7 +142,7 @@ class MegatronWriter:
 
 
 class _FileWriter(FileSystemWriter):
-    """Without the writing's own path and random number: the same model gives the same bytes."""
+    """Leaves out the writing's own path and random number: the same model gives the same bytes."""
 
     def storage_meta(self) -> None:
         return None
@@ -171,14 +179,14 @@ class _Planner(DefaultSavePlanner):
 
 
 def _empty_state() -> io.BytesIO:
-    """As Megatron writes a ShardedObject whose data is None."""
+    """Returns what Megatron writes of a ShardedObject whose data is None."""
     stream = io.BytesIO()
     torch.save([None], stream)
     return stream
 
 
 def _common(shape: ModelShape, tensor_parallel: int, pipeline_parallel: int) -> dict:
-    """What Megatron-LM's load_checkpoint looks for beside the weights.
+    """Returns what Megatron-LM's load_checkpoint looks for beside the weights.
 
     Below version 2.0 it would permute the attention weights.
     """
@@ -212,7 +220,7 @@ SOURCE_DTYPES = "source_dtypes.json"
 def hf_to_megatron(
     model_dir: Path, out: Path, config: Config, *, workers: int, verify: str
 ) -> None:
-    """Write the model as `out`/state, with its config and tokenizer beside.
+    """Writes the model as `out`/state, with its config and tokenizer beside.
 
     Args:
         config: its `model` is the layout for which the stored tensors are cut, and in which the
@@ -224,14 +232,14 @@ def hf_to_megatron(
         RunError: the verification failed.
     """
     shape = read_model_shape(model_dir)
-    check_tensors(model_dir, check_weights(model_dir), shape)
     tensors = HfTensors(model_dir)
-    parameters = parameters_of(read_hf_config(model_dir)["model_type"], shape)
+    check_tensors(model_dir, tensors.shapes, shape)
+    parameters = parameters_of(shape)
     pieces = pieces_of(parameters, extra_state_keys(parameters), tensors)
     nbytes = sum(piece.nbytes for piece in pieces)
     layout = config.model
     job = {
-        "source": fingerprint([model_dir / "config.json", *weight_files(model_dir)]),
+        "source": fingerprint([model_dir / "config.json", *tensors.files]),
         "tensor_parallel": layout.tensor_model_parallel_size,
     }
     verification = Verification(verify, config, shape, parameters)
@@ -241,7 +249,7 @@ def hf_to_megatron(
         writer = MegatronWriter(
             state_dir, model_dir, shape.num_key_value_heads, layout.tensor_model_parallel_size
         )
-        progress = Progress("converted", nbytes)
+        progress = ByteProgress("converted", nbytes)
         run_tasks(writer.write, pieces, workers, progress)
         writer.finish(pieces, shape, layout.pipeline_model_parallel_size)
         copy_model_files(model_dir, partial_dir)

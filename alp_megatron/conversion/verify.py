@@ -16,13 +16,14 @@ from torch import Tensor
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.schema import Config
-from alp_megatron.conversion.hf_tensors import HfTensors, weight_files
 from alp_megatron.conversion.megatron_reader import MegatronTensors
 from alp_megatron.conversion.parameters import Parameter
-from alp_megatron.conversion.workers import Progress, batches, run_tasks
+from alp_megatron.conversion.workers import ByteProgress, run_tasks
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.hf.shape import ModelShape
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.runtime.launcher import launch
+from alp_megatron.weights.transport.buckets import bounded
 
 
 def compare_tensors(
@@ -34,17 +35,16 @@ def compare_tensors(
     head_dim: int,
     reports: Path,
 ) -> int:
-    """Compare parameters; what differs is written to a file in `reports`. Returns the bytes.
+    """Compares parameters; what differs is written to a file in `reports`. Returns the bytes.
 
-    The safetensors files are read by the safetensors library, not by the code under test.
+    The tensors are read by the safetensors library, not by the code under test.
     """
-    megatron, files = MegatronTensors(state_dir), _file_of_tensors(model_dir)
-    tensors = HfTensors(model_dir)
+    megatron, tensors = MegatronTensors(state_dir), HfTensors(model_dir)
     different: dict[str, int] = defaultdict(int)
     for parameter in parameters:
         for name, first, rows in megatron.hf_parts(parameter, query_groups, head_dim):
             # Opened anew: the pages of a mapped file count as the process's memory.
-            with safe_open(files[name], framework="pt") as file:
+            with safe_open(tensors.file(name), framework="pt") as file:
                 expected = file.get_slice(name)[first : first + len(rows)]
             different[name] += _differing(rows.to(tensors.dtype(name)), expected)
     lines = [f"{name}: {count} elements differ" for name, count in different.items() if count]
@@ -54,7 +54,7 @@ def compare_tensors(
 
 
 def _differing(one: Tensor, other: Tensor) -> int:
-    """Elements whose bits differ."""
+    """Counts the elements whose bits differ."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return other.numel()
     a, b = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
@@ -62,14 +62,6 @@ def _differing(one: Tensor, other: Tensor) -> int:
         return 0
     size = one.element_size()
     return int((a.view(-1, size) != b.view(-1, size)).any(1).sum())
-
-
-def _file_of_tensors(model_dir: Path) -> dict[str, Path]:
-    names = {}
-    for path in weight_files(model_dir):
-        with safe_open(path, framework="pt") as file:
-            names |= dict.fromkeys(file.keys(), path)
-    return names
 
 
 # Parameters up to which "auto" compares all tensors, and log-probabilities: these take both models
@@ -81,7 +73,7 @@ LOGPROB_TOLERANCE = 1e-4  # nats
 
 
 class Verification:
-    """The checks of a conversion.
+    """Makes the checks of a conversion.
 
     Args:
         mode: "full" compares every tensor bit by bit, and the log-probabilities of the Megatron
@@ -108,9 +100,9 @@ class Verification:
         """Raises RunError after naming, on stderr, each tensor that differs."""
         if self._off:
             return
-        groups = batches(self._parameters, lambda p: prod(p.shape), GROUP_ELEMENTS)
+        groups = bounded(self._parameters, lambda p: prod(p.shape), GROUP_ELEMENTS)
         what = "all" if self._all else "a sample of"
-        progress = Progress(
+        progress = ByteProgress(
             f"verified {what} {len(self._parameters)} Megatron parameters bit by bit",
             self._nbytes(model_dir),
         )
@@ -138,7 +130,7 @@ class Verification:
         return sum(tensors.nbytes(name) for p in self._parameters for name in p.hf_names)
 
     def logprobs(self, model_dir: Path, state_dir: Path) -> None:
-        """Compare log-probabilities. Raises RunError with the largest difference."""
+        """Compares log-probabilities. Raises RunError with the largest difference."""
         if not self._logprobs:
             if not self._off:
                 print("log-probabilities not compared (--verify full: in any size)")
@@ -163,14 +155,16 @@ class Verification:
 
 
 def _lack_of_devices(config: Config) -> str | None:
-    """Each process of the layout needs its own GPU where there are any."""
+    """Says how many GPUs are missing: each process of the layout needs its own where there are any."""
     if not torch.cuda.is_available() or torch.cuda.device_count() >= world_size(config):
         return None
     return f"the layout takes {world_size(config)} GPUs and there are {torch.cuda.device_count()}"
 
 
 def _sample(parameters: list[Parameter]) -> list[Parameter]:
-    """One of each kind, from layers (and experts) drawn at random, and all outside the layers."""
+    """Returns one of each kind, from layers (and experts) drawn at random, and all outside the
+    layers.
+    """
     rng, kinds = random.Random(0), defaultdict(list)
     for parameter in parameters:
         kinds[parameter.keys].append(parameter)

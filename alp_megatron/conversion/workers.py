@@ -3,36 +3,20 @@
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
 
 import torch
 
 from alp_megatron.errors import RunError
 from alp_megatron.runtime.launcher import die_with_parent
-
-T = TypeVar("T")
-
-
-def batches(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> list[list[T]]:
-    """The items in order, as many together as `limit` holds, and at least one."""
-    found: list[list[T]] = []
-    size = 0
-    for item in items:
-        if not found or size + size_of(item) > limit:
-            found.append([])
-            size = 0
-        found[-1].append(item)
-        size += size_of(item)
-    return found
+from alp_megatron.runtime.progress import ProgressLine
 
 
-def run_tasks(task: Callable, items: Iterable, workers: int, progress: "Progress") -> None:
-    """`task(item)` of every item, over `workers` processes (in this one if it is 1).
+def run_tasks(task: Callable, items: Iterable, workers: int, progress: "ByteProgress") -> None:
+    """Does `task(item)` of every item, over `workers` processes (in this one if it is 1).
 
     `task` returns how many bytes it did. The first exception ends the others' work and is raised.
     """
@@ -64,37 +48,29 @@ def _start(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-class Progress:
-    """One line on stdout, rewritten on a terminal and written every few seconds elsewhere."""
-
-    SECONDS = {True: 0.2, False: 10.0}
+class ByteProgress:
+    """Says on one line how many of the bytes are done, how fast and how long the rest takes."""
 
     def __init__(self, what: str, total: int):
         self._what, self._total, self._done = what, max(total, 1), 0
-        self._started = self._shown = time.monotonic()
-        self._terminal = sys.stdout.isatty()
+        self._line = ProgressLine(on_terminal=0.2, in_file=10.0)
+        self._started = time.monotonic()
 
     def add(self, nbytes: int) -> None:
+        """Counts what was done and shows it, if it is time to."""
         self._done += nbytes
-        now = time.monotonic()
-        if now - self._shown < self.SECONDS[self._terminal]:
-            return
-        self._shown = now
-        speed = self._done / (now - self._started)
-        left = (self._total - self._done) / max(speed, 1)
-        line = (
-            f"{self._what}: {self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
-            f"{speed / 1e6:.0f} MB/s, {left:.0f} s left"
-        )
-        print(f"\r{line}  " if self._terminal else line, end="" if self._terminal else "\n")
-        sys.stdout.flush()
+        if self._line.is_due():
+            speed = self._done / (time.monotonic() - self._started)
+            left = (self._total - self._done) / max(speed, 1)
+            self._line.show(
+                f"{self._what}: {self._done / self._total:4.0%} of {self._total / 1e9:.2f} GB, "
+                f"{speed / 1e6:.0f} MB/s, {left:.0f} s left"
+            )
 
     def finish(self) -> None:
-        if self._terminal:
-            print("\r\033[K", end="")
+        """Says what it took."""
         seconds = time.monotonic() - self._started
-        print(
+        self._line.say(
             f"{self._what}: {self._done / 1e9:.2f} GB in {seconds:.1f} s "
-            f"({self._done / 1e6 / max(seconds, 1e-9):.0f} MB/s)",
-            flush=True,
+            f"({self._done / 1e6 / max(seconds, 1e-9):.0f} MB/s)"
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_section
 from alp_megatron.config.schema import Config, Section
 from alp_megatron.errors import UserError
@@ -37,7 +36,7 @@ class Hardware(Section):
 
 
 def load_hardware(name: str) -> Hardware:
-    """`h100`, or a YAML file with the keys above. Raises UserError."""
+    """Reads `h100`, or a YAML file with the keys above. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return load_section(Hardware, Path(name))
     known = {path.stem: path for path in Path(__file__).parent.glob("*.yaml")}
@@ -54,7 +53,7 @@ _SCALE_BYTES = 2  # int4: of the bfloat16 scale of a group; other formats' scale
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Of one vLLM engine, which has one GPU.
+    """Holds the memory of one vLLM engine, which has one GPU.
 
     Attributes:
         share: bytes that it may have, by rollout.gpu_memory_utilization.
@@ -104,7 +103,7 @@ def parameter_count(shape: ModelShape) -> int:
 
 @lru_cache
 def _codes(shape: ModelShape, quantization: str, ignore: tuple[str, ...]) -> tuple[int, int]:
-    """(bytes of codes and scales, weights that they stand for)."""
+    """Returns (bytes of codes and scales, weights that they stand for)."""
     if quantization == UNQUANTIZED:
         return 0, 0
     shapes = shape.tensor_shapes()
@@ -120,7 +119,8 @@ def _codes(shape: ModelShape, quantization: str, ignore: tuple[str, ...]) -> tup
 def sampling_seconds(
     config: Config, shape: ModelShape, hardware: Hardware, engine: EngineMemory
 ) -> float | None:
-    """Seconds to sample a step's responses at full length; None if not one fits in the cache.
+    """Returns the seconds to sample a step's responses at full length; None if not one fits in the
+    cache.
 
     Decoding reads all weights and the cache of the running samples for each token, so it is bound
     by the memory's bandwidth. Half of the length stands in the cache on average. Prefill is left
@@ -137,13 +137,6 @@ def sampling_seconds(
     cached = at_once * rollout.max_model_len / 2 * engine.kv_bytes_per_token
     speed = hardware.hbm_gb_s * 1e9 * hardware.decode_efficiency
     return waves * rollout.max_new_tokens * (engine.weights + cached) / speed
-
-
-def training_ranks_beside(config: Config, engine: EngineMemory) -> int:
-    """Training ranks that share their GPU with an engine."""
-    if not engine.beside_trainer or engine.engines is None:
-        return 0
-    return min(engine.engines, world_size(config))
 
 
 def _itemsize(config: Config) -> int:

@@ -22,7 +22,7 @@ _SIZES = (
 
 
 def problems(config: Config, shape: ModelShape, hardware: Hardware) -> list[str]:
-    """Sentences for what does not fit; empty if all does."""
+    """Returns sentences for what does not fit; empty if all does."""
     try:
         check_settings(config, shape)
     except UserError as error:
@@ -66,7 +66,7 @@ def _engine_problems(config: Config, shape: ModelShape, hardware: Hardware) -> l
 
 
 def nearest_fit(config: Config, shape: ModelShape, hardware: Hardware) -> list[str] | None:
-    """Overrides with which it fits on as many GPUs, the nearest that do; None if none do."""
+    """Returns overrides with which it fits on as many GPUs, the nearest that do; None if none do."""
     formats = _formats(config, shape, hardware)
     candidates = _neighbours(config, shape, hardware, formats)
     for _, changed, overrides in sorted(candidates, key=lambda found: found[0]):
@@ -78,7 +78,7 @@ def nearest_fit(config: Config, shape: ModelShape, hardware: Hardware) -> list[s
 def _neighbours(
     config: Config, shape: ModelShape, hardware: Hardware, formats: list[str]
 ) -> Iterator[tuple[float, Config, list[str]]]:
-    """(distance, configuration, overrides) of layouts that the model allows.
+    """Yields (distance, configuration, overrides) of layouts that the model allows.
 
     The distance counts doublings of TP, PP and EP, and a step each for full recomputation,
     smaller micro-batches, a smaller share of the engine and a rougher quantisation.
@@ -96,7 +96,7 @@ def _neighbours(
 
 
 def _formats(config: Config, shape: ModelShape, hardware: Hardware) -> list[str]:
-    """Quantisations in which an engine could hold the model, if it had most of its GPU."""
+    """Returns quantisations in which an engine could hold the model, if it had most of its GPU."""
     found = []
     for name in dict.fromkeys((config.rollout.quantization, "fp8", "int4")):
         rollout = {("rollout", "quantization"): name, ("rollout", "gpu_memory_utilization"): 0.9}
@@ -143,7 +143,7 @@ def _distance(config: Config, changed: Config, overrides: list[str]) -> float:
 
 
 def _overrides(config: Config, changes: dict) -> list[str]:
-    """What of the changes is one, as on the command line."""
+    """Returns what of the changes is one, as on the command line."""
     return [
         f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}"
         for (section, key), value in changes.items()

@@ -32,7 +32,7 @@ class Held:
 
 
 def held_by_stage(config: Config, shape: ModelShape) -> list[Held]:
-    """What a rank of each pipeline stage holds, each layer's sigma included."""
+    """Returns what a rank of each pipeline stage holds, each layer's sigma included."""
     model = config.model
     tp, pp, ep = (
         model.tensor_model_parallel_size,
@@ -87,7 +87,7 @@ Kernels = Literal["te", "torch"]  # Transformer Engine's on GPUs, plain torch on
 
 @dataclass(frozen=True)
 class Row:
-    """The row of tokens that a micro-batch is, on one rank."""
+    """Describes the row of tokens that a micro-batch is, on one rank."""
 
     tokens: int  # on every rank of the TP group, where it is not split
     predicted: int
@@ -95,14 +95,14 @@ class Row:
 
 
 def longest_row(config: Config) -> Row:
-    """A micro-batch of samples of full length; all but a token of each is predicted."""
+    """Returns a micro-batch of samples of full length; all but a token of each is predicted."""
     samples, length = config.trainer.micro_batch_size, config.rollout.max_model_len
     itemsize = 2 if config.model.params_dtype == "bfloat16" else 4
     return Row(samples * length, samples * (length - 1), itemsize)
 
 
 def kept_by_layer(config: Config, shape: ModelShape, row: Row, kernels: Kernels) -> int:
-    """Bytes that one layer without full recomputation keeps of a micro-batch."""
+    """Returns the bytes that one layer without full recomputation keeps of a micro-batch."""
     tp = config.model.tensor_model_parallel_size
     whole = tp if config.model.sequence_parallel else 1  # ranks over which whole rows are split
     h, d = shape.hidden_size, shape.head_dim
@@ -128,7 +128,7 @@ def _mlp(shape: ModelShape, tp: int, whole: int) -> float:
 
 
 def layer_input(config: Config, shape: ModelShape, row: Row) -> int:
-    """Bytes of a layer's input, which is what full recomputation keeps of it."""
+    """Returns the bytes of a layer's input, which is what full recomputation keeps of it."""
     whole = config.model.tensor_model_parallel_size if config.model.sequence_parallel else 1
     size = 4 if config.model.fp32_residual_connection else row.itemsize
     return row.tokens * shape.hidden_size * size // whole
@@ -137,7 +137,7 @@ def layer_input(config: Config, shape: ModelShape, row: Row) -> int:
 def kept_by_stage(
     config: Config, shape: ModelShape, row: Row, kernels: Kernels, stage: int, micro_batches: int
 ) -> int:
-    """Bytes of all micro-batches in flight at their highest, on a rank of a stage."""
+    """Returns the bytes of all micro-batches in flight at their highest, on a rank of a stage."""
     model = config.model
     layers = shape.num_hidden_layers / model.pipeline_model_parallel_size
     in_flight = _in_flight(config, stage, micro_batches)  # in micro-batches of the whole stage
@@ -159,7 +159,8 @@ def _in_flight(config: Config, stage: int, micro_batches: int) -> float:
 
 
 def received_rows(config: Config, shape: ModelShape, row: Row, stage: int) -> int:
-    """Bytes of the last row from the stage before and of its gradient, by each chunk of a rank.
+    """Returns the bytes of the last row from the stage before and of its gradient, by each chunk of
+    a rank.
 
     They outlive the update, until the next one's take their place.
     """
@@ -183,7 +184,9 @@ def backward_of_layer(config: Config, shape: ModelShape, row: Row) -> int:
 
 
 def head(config: Config, shape: ModelShape, row: Row, kernels: Kernels) -> tuple[int, int]:
-    """(bytes that norm and head keep, bytes of a chunk of logits and the output's gradient)."""
+    """Returns (bytes that norm and head keep, bytes of a chunk of logits and the output's
+    gradient).
+    """
     tp, h = config.model.tensor_model_parallel_size, shape.hidden_size
     whole = tp if config.model.sequence_parallel else 1
     norm = (2 if kernels == "torch" else 1) * h / whole
@@ -200,7 +203,7 @@ SYNC_BUCKET = 64 * 2**20
 
 @dataclass(frozen=True)
 class TrainerMemory:
-    """Of a training rank at the peak of an update. Bytes."""
+    """Holds the bytes of a training rank at the peak of an update. Bytes."""
 
     weights: int
     gradients: int
@@ -217,7 +220,7 @@ class TrainerMemory:
 def trainer_memory(
     config: Config, shape: ModelShape, kernels: Kernels = "te"
 ) -> list[TrainerMemory]:
-    """For a rank of each pipeline stage."""
+    """Returns the memory of a rank of each pipeline stage."""
     return [
         _stage_memory(config, shape, held, stage, kernels)
         for stage, held in enumerate(held_by_stage(config, shape))

@@ -54,7 +54,7 @@ def step_seconds(
 
 
 def training_flops(config: Config, shape: ModelShape) -> float:
-    """Of a step at full lengths.
+    """Returns the floating-point operations of a step at full lengths.
 
     A forward pass takes 2 a parameter and token, the backward pass twice that. Causal attention
     adds 2 x 2 x heads x head_dim x (length / 2) a token and layer. The embedding table is looked
@@ -86,7 +86,7 @@ def _bandwidth(config: Config, group: str, hardware: Hardware) -> float:
 
 
 def plan_text(config: Config, shape: ModelShape, hardware: Hardware) -> str:
-    """Tables of memory, traffic and time of a layout that the model allows."""
+    """Returns tables of memory, traffic and time of a layout that the model allows."""
     engine = engine_memory(config, shape, hardware)
     traffic = step_traffic(config, shape)
     seconds = step_seconds(config, shape, hardware, engine, traffic)

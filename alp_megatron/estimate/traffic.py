@@ -26,7 +26,7 @@ _RING = {
 
 @dataclass
 class Traffic:
-    """What one rank takes part in: bytes by (group, operation), and the groups' sizes.
+    """Collects what one rank takes part in: bytes by (group, operation), and the groups' sizes.
 
     Groups are 'tp', 'pp', 'dp', 'ep' and 'expert_dp'; operations those of `_RING`.
     """
@@ -39,13 +39,13 @@ class Traffic:
             self.nbytes[group, operation] += int(nbytes)
 
     def sent(self, group: str) -> float:
-        """Bytes that the rank sends within a group."""
+        """Returns the bytes that the rank sends within a group."""
         size = self.sizes[group]
         return sum(n * _RING[op](size) for (of, op), n in self.nbytes.items() if of == group)
 
 
 def update_traffic(config: Config, shape: ModelShape, stage: int = 0) -> Traffic:
-    """One optimizer update, for a rank of a pipeline stage."""
+    """Returns the traffic of one optimizer update, for a rank of a pipeline stage."""
     model = config.model
     traffic = _none(config)
     held = held_by_stage(config, shape)[stage]
@@ -56,7 +56,9 @@ def update_traffic(config: Config, shape: ModelShape, stage: int = 0) -> Traffic
 
 
 def logprob_traffic(config: Config, shape: ModelShape, stage: int = 0) -> Traffic:
-    """The forward pass over a step's samples that old log-probabilities take."""
+    """Returns the traffic of the forward pass over a step's samples that old log-probabilities
+    take.
+    """
     traffic = _none(config)
     batches = num_microbatches(config) * updates_per_step(config)
     _layers_and_ends(traffic, config, shape, stage, batches, 1, False)

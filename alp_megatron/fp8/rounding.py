@@ -15,14 +15,19 @@ def largest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max
 
 
+def saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts to FP8: to the nearest, ties to even; what is larger than the largest finite value,
+    infinity included, becomes that value; NaN stays NaN. Overwrites the fp32 `values`."""
+    limit = largest(dtype)  # torch's own answer to an overflow has changed between versions
+    return values.clamp_(-limit, limit).to(dtype)
+
+
 def encode(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """FP8 codes of values * scale: to the nearest, ties to even; what is larger than the largest
-    finite value, infinity included, becomes that value; NaN stays NaN.
+    """Returns the FP8 codes of values * scale, rounded as `saturate` does.
 
     values: fp32; scale: fp32, broadcast.
     """
-    limit = largest(dtype)  # torch's own answer to an overflow has changed between versions
-    return (values * scale).clamp_(-limit, limit).to(dtype)
+    return saturate(values * scale, dtype)
 
 
 def round_trip(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

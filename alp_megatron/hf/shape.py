@@ -1,12 +1,12 @@
 """A model's sizes and tensors from its Hugging Face config.json; imports nothing heavy."""
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from alp_megatron.errors import UserError
+from alp_megatron.hf.files import COPY_AGAIN, read_hf_config
 
 # The model families that can be trained, as data.
 #
@@ -69,7 +69,7 @@ class Rope:
 
 
 def read_rope(hf: dict[str, Any], path: Path) -> Rope:
-    """From config.json's content. Raises UserError naming `path` for what is not supported.
+    """Reads config.json's content. Raises UserError naming `path` for what is not supported.
 
     transformers 5 keeps everything in `rope_parameters`; transformers 4 had `rope_theta` beside
     `rope_scaling`, whose kind older files call `type`. Where a file has both, it is the latter
@@ -148,11 +148,11 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases; each layer's learnable sigma is not counted."""
+        """The number of weights and biases; each layer's learnable sigma is not counted."""
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the model under its Hugging Face name."""
+        """Returns every tensor's shape under its Hugging Face name."""
         h = self.hidden_size
         shapes = {"model.embed_tokens.weight": (self.vocab_size, h), "model.norm.weight": (h,)}
         if not self.tie_word_embeddings:
@@ -205,7 +205,7 @@ def _mlp(name: str, size: int, h: int, bias: bool) -> dict[str, tuple[int, ...]]
 def read_model_shape(model_dir: str | Path) -> ModelShape:
     """Reads and checks `config.json`. Raises UserError naming the file and what is wrong."""
     path = Path(model_dir) / "config.json"
-    hf = read_json_object(path)
+    hf = read_hf_config(model_dir)
     family = _family(hf, path)
     hf.setdefault("num_key_value_heads", hf.get("num_attention_heads"))
     sizes = {name: _size(hf, name, path) for name in _SIZES}
@@ -233,25 +233,6 @@ def read_model_shape(model_dir: str | Path) -> ModelShape:
     )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object. Raises UserError naming the file and the line."""
-    if not path.parent.is_dir():
-        raise UserError(f"model.path={path.parent} is not a directory: check the path.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: model.path must be a Hugging Face model.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}.") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON; copy the model again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object; copy the model again.")
-    return value
-
-
 def _family(hf: dict[str, Any], path: Path) -> Family:
     known = {family.architecture: family for family in FAMILIES.values()}
     architectures = hf.get("architectures") or ["none"]
@@ -264,7 +245,7 @@ def _family(hf: dict[str, Any], path: Path) -> Family:
     if hf.get("model_type") != family.model_type:
         raise UserError(
             f"{path}: model_type is {hf.get('model_type')!r} where {family.architecture} has "
-            f"{family.model_type!r}; copy the model again."
+            f"{family.model_type!r}; {COPY_AGAIN}."
         )
     return family
 

@@ -69,7 +69,7 @@ class ClusterConfig(Section):
 
     @property
     def processes(self) -> int:
-        """On one node."""
+        """Training processes on one node."""
         return self.processes_per_node or self.gpus_per_node or 1
 
 
@@ -131,7 +131,7 @@ def seconds(time_limit: str) -> int:
 
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """(those of the run, those of the cluster: `cluster.nodes=2` without `cluster.`)."""
+    """Returns (those of the run, those of the cluster: `cluster.nodes=2` without `cluster.`)."""
     of_cluster = [word[len(PREFIX) :] for word in overrides if word.startswith(PREFIX)]
     return [word for word in overrides if not word.startswith(PREFIX)], of_cluster
 
@@ -140,7 +140,7 @@ LOGS = "launch/logs"
 
 
 def render(cluster: ClusterConfig, root: Path, array: str | None = None) -> str:
-    """The text of the script.
+    """Returns the text of the script.
 
     Args:
         root: the run directory; with `array`, the directory of the members 0000, 0001, ...

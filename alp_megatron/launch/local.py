@@ -1,8 +1,6 @@
 """The members of a sweep on this machine, one after the other or several at once."""
 
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,20 +15,22 @@ from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
 from alp_megatron.config.yaml_io import read_mapping
 from alp_megatron.errors import RunError, UserError
+from alp_megatron.files import FileLock
 from alp_megatron.launch.members import Member
 from alp_megatron.launch.status import last_record, write_status
 from alp_megatron.runtime.launcher import die_with_parent
 from alp_megatron.runtime.machine import nvidia_gpus
+from alp_megatron.runtime.progress import ProgressLine
 from alp_megatron.runtime.run_dir import LAUNCH_DIR
 
 
 def cores_of(config: Config) -> int:
-    """Cores that a run keeps busy: its training processes' threads and vLLM's."""
+    """Returns how many cores a run keeps busy: its training processes' threads and vLLM's."""
     return world_size(config) * config.runtime.threads_per_rank + config.rollout.cpu_threads
 
 
 def runs_at_once(configs: Iterable[Config]) -> int:
-    """As many as there are cores for the largest of them, at least one.
+    """Returns as many as there are cores for the largest of them, at least one.
 
     With a GPU one: every run takes the first GPUs that it sees.
     """
@@ -44,7 +44,7 @@ _END_SECONDS = 30  # that an interrupted member has before it is killed
 
 
 class MemberProcess:
-    """`alp-megatron train`, started or resumed; its output goes to launch/logs/local.log.
+    """Runs `alp-megatron train`, started or resumed; its output goes to launch/logs/local.log.
 
     It has a process group of its own, so that a Ctrl-C reaches it once, through `interrupt`.
     Linux kills it when the thread that made it ends, and its own processes die with it.
@@ -73,11 +73,11 @@ class MemberProcess:
 
     @property
     def exit_code(self) -> int:
-        """Of a member that has ended."""
+        """The exit code of a member that has ended."""
         return self._process.returncode
 
     def ended(self) -> bool:
-        """Whether it has; the first time it has, its status is written."""
+        """Returns whether it has ended; the first time it has, its status is written."""
         code = self._process.poll()
         if code is None:
             return False
@@ -86,12 +86,12 @@ class MemberProcess:
         return True
 
     def interrupt(self) -> None:
-        """As Ctrl-C on a console does."""
+        """Interrupts it as Ctrl-C on a console does."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGINT)
 
     def wait_or_kill(self) -> None:
-        """Wait for the end of an interrupted member, but not for ever."""
+        """Waits for the end of an interrupted member, but not for ever."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -100,10 +100,7 @@ class MemberProcess:
         write_status(self._run_dir, "cancelled", exit_code=code)
 
 
-_TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 60.0  # between two looks
-
-
-class Progress:
+class MemberProgress:
     """Says on stdout what started, what ended and how long the rest may take.
 
     The estimate is the seconds that a step took so far, starts and evaluations included, times the
@@ -115,34 +112,26 @@ class Progress:
         self._total = {member.index: self._steps(member) for member in members}
         self._at_start = sum(self._made(member) for member in members)
         self._done, self._failed = 0, 0
-        self._updating = sys.stdout.isatty()
-        self._begun = self._shown = time.monotonic()
+        self._line = ProgressLine(on_terminal=1.0, in_file=60.0)
+        self._begun = time.monotonic()
 
     def started(self, member: Member) -> None:
-        self._say(f"{member.index:04d} {member.name} ...")
+        self._line.say(f"{member.index:04d} {member.name} ...")
 
     def ended(self, member: Member, code: int) -> None:
         self._done += 1
         self._failed += code != 0
-        self._say(f"{member.index:04d} {'finished' if code == 0 else f'failed ({code})'}")
+        self._line.say(f"{member.index:04d} {'finished' if code == 0 else f'failed ({code})'}")
 
     def show(self, running: list[Member]) -> None:
-        """Called often; writes once a second on a terminal, once a minute elsewhere."""
-        now = time.monotonic()
-        pause = _TERMINAL_SECONDS if self._updating else _LOG_SECONDS
-        if now - self._shown < pause or not running:
-            return
-        self._shown = now
-        line = self._overall(now - self._begun) + "".join(f" | {self._one(m)}" for m in running)
-        if self._updating:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:<{width}}", end="", flush=True)
-        else:
-            print(line, flush=True)
+        """Is called often; writes once a second on a terminal, once a minute elsewhere."""
+        if running and self._line.is_due():
+            overall = self._overall(time.monotonic() - self._begun)
+            self._line.show(overall + "".join(f" | {self._one(member)}" for member in running))
 
     def close(self) -> None:
         """Takes the updating line away."""
-        self._say("", end="")
+        self._line.say("", end="")
 
     def _overall(self, elapsed: float) -> str:
         made = sum(self._made(member) for member in self._members)
@@ -169,13 +158,9 @@ class Progress:
             "steps"
         ]
 
-    def _say(self, text: str, end: str = "\n") -> None:
-        blank = "\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r"
-        print((blank if self._updating else "") + text, end=end, flush=True)
-
 
 def _clock(seconds: float) -> str:
-    """'0:12:03'."""
+    """Returns '0:12:03'."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -203,11 +188,11 @@ def run_members(root: Path, members: list[Member], parallel: int = 1) -> int:
 
 
 def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
-    """Those that failed, in the order of their numbers."""
+    """Returns those that failed, in the order of their numbers."""
     waiting = deque(members)
     running: list[MemberProcess] = []
     failed: list[Member] = []
-    progress = Progress(root, members)
+    progress = MemberProgress(root, members)
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -232,11 +217,10 @@ def _run(root: Path, members: list[Member], parallel: int) -> list[Member]:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with open(root / ".local.lock", "w") as lock:  # Linux frees it however this process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{root}: another process runs its members; wait for its end."
-            ) from None
+    lock = FileLock(root / ".local.lock")
+    try:
+        if not lock.take():
+            raise UserError(f"{root}: another process runs its members; wait for its end.")
         yield
+    finally:
+        lock.close()

@@ -17,7 +17,7 @@ Values = dict[str, Any]  # dotted key: value
 
 
 class Condition(Section):
-    """Further values for the runs that have those of `when`."""
+    """Gives further values to the runs that have those of `when`."""
 
     when: Values = Field(min_length=1)
     grid: dict[str, list[Any]] = Field(min_length=1)
@@ -45,7 +45,8 @@ def load_sweep(path: str | Path) -> SweepConfig:
 
 
 def expand(sweep: SweepConfig) -> list[Values]:
-    """The values in which the members differ: list x grid x conditions x seeds, in that order.
+    """Returns the values in which the members differ: list x grid x conditions x seeds, in that
+    order.
 
     Raises:
         UserError: there is no member, or two are the same run.
@@ -70,7 +71,7 @@ def expand(sweep: SweepConfig) -> list[Values]:
 
 
 def _meet(condition: Condition, member: Values, common: Values) -> list[Values]:
-    """The member as it is, or once for each combination of the condition's values."""
+    """Returns the member as it is, or once for each combination of the condition's values."""
     known = common | member
     if any(key not in known or known[key] != value for key, value in condition.when.items()):
         return [member]
@@ -79,17 +80,17 @@ def _meet(condition: Condition, member: Values, common: Values) -> list[Values]:
 
 
 def identity(values: Values) -> str:
-    """Equal for equal values, in whatever order they stand."""
+    """Returns a text that is equal for equal values, in whatever order they stand."""
     return json.dumps(values, sort_keys=True)
 
 
 def name(values: Values) -> str:
-    """'method=alp seed=1': the last part of each key."""
+    """Returns 'method=alp seed=1': the last part of each key."""
     return " ".join(f"{key.split('.')[-1]}={_plain(value)}" for key, value in values.items())
 
 
 def overrides(values: Values) -> list[str]:
-    """As on the command line: JSON is YAML as well."""
+    """Returns the values as on the command line: JSON is YAML as well."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -114,7 +115,7 @@ class Member:
 
 
 def read_manifest(sweep_dir: Path) -> list[Member]:
-    """The members in order of their numbers; none where the file is not there."""
+    """Returns the members in order of their numbers; none where the file is not there."""
     path = sweep_dir / MANIFEST
     if not path.is_file():
         return []
@@ -126,7 +127,7 @@ def read_manifest(sweep_dir: Path) -> list[Member]:
 
 
 def extended(known: list[Member], wanted: list[Values]) -> list[Member]:
-    """The wanted members: with the number they have, or with the next free one."""
+    """Returns the wanted members: with the number they have, or with the next free one."""
     numbers = {identity(member.values): member.index for member in known}
     for values in wanted:
         numbers.setdefault(identity(values), len(numbers))
@@ -134,7 +135,7 @@ def extended(known: list[Member], wanted: list[Values]) -> list[Member]:
 
 
 def write_manifest(sweep_dir: Path, known: list[Member], wanted: list[Member]) -> None:
-    """Members that are wanted no more stay in the file: their runs are there."""
+    """Writes the members; those that are wanted no more stay in the file: their runs are there."""
     members = {member.index: member for member in (*known, *wanted)}
     lines = [
         json.dumps({"index": index, "name": members[index].name, "values": members[index].values})

@@ -17,7 +17,7 @@ from alp_megatron.runtime.run_dir import LAUNCH_DIR, check_occupation
 def run_config(
     path: str | Path, overrides: list[str], cluster: ClusterConfig | None, dry: bool = False
 ) -> Config:
-    """Config of a run on all processes of the cluster's job; None: as the file says.
+    """Returns the Config of a run on all processes of the cluster's job; None: as the file says.
 
     Args:
         dry: nothing will run, so what is `not_here` is not checked.
@@ -60,7 +60,7 @@ def _serve_elsewhere(config: Config) -> None:
 
 
 def not_here(config: Config) -> list[str]:
-    """What the run reads that is not on this machine: its weights, its data."""
+    """Names what the run reads that is not on this machine: its weights, its data."""
     model_dir, task = Path(config.model.path), config.task
     weights = ("model.safetensors", "model.safetensors.index.json")
     missing = []
@@ -73,13 +73,13 @@ def not_here(config: Config) -> list[str]:
 
 
 def print_unchecked(configs: Iterable[Config]) -> None:
-    """After a dry run, on stderr: the script is on stdout."""
+    """Says after a dry run what was not checked, on stderr: the script is on stdout."""
     for what in dict.fromkeys(what for config in configs for what in not_here(config)):
         print(f"note: not checked, because not here: {what}", file=sys.stderr)
 
 
 def write_run_config(config: Config, resume: bool) -> Path:
-    """`RUN_DIR/launch/config.yaml`; raises UserError where another run is in the way."""
+    """Writes `RUN_DIR/launch/config.yaml`; raises UserError where another run is in the way."""
     run_dir = Path(config.run_dir)
     check_occupation(run_dir, resume)
     path = run_dir / LAUNCH_DIR / "config.yaml"

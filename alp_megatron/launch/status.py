@@ -44,7 +44,7 @@ def release(job: str) -> None:
 
 
 def active_jobs() -> dict[str, str]:
-    """{job: state} of this user's waiting and running jobs, array members as 12_3.
+    """Returns {job: state} of this user's waiting and running jobs, array members as 12_3.
 
     A heterogeneous job (12+0 and 12+1) is one, in the state of its first component.
 
@@ -65,18 +65,18 @@ _EMPTY = {"job_id": None, "restarts": 0, "nodes": None, "exit_code": None}
 
 
 def write_status(run_dir: Path, state: str, **values) -> None:
-    """`launch/status.json`; the batch script writes the same from inside of the job."""
+    """Writes `launch/status.json`; the batch script writes the same from inside of the job."""
     record = {"state": state} | _EMPTY | values | {"time": f"{datetime.now(UTC):%FT%TZ}"}
     write_atomic(run_dir / LAUNCH_DIR / "status.json", (json.dumps(record) + "\n").encode())
 
 
 def known_jobs(run_dirs: Iterable[Path]) -> dict[str, str]:
-    """Slurm's jobs; it is asked only where one of the runs had a job."""
+    """Returns Slurm's jobs; it is asked only where one of the runs had a job."""
     return active_jobs() if any(_read(run_dir)["job_id"] for run_dir in run_dirs) else {}
 
 
 def read_status(run_dir: Path, jobs: dict[str, str]) -> dict:
-    """The status file with Slurm's word on it.
+    """Returns the status file with Slurm's word on it.
 
     `active` tells whether Slurm has the job; a state that needs one which it has not is `lost`,
     a job cancelled before it began is too. The state is `new` where nothing was launched.
@@ -103,7 +103,7 @@ def _read(run_dir: Path) -> dict:
 
 
 def last_record(run_dir: Path) -> dict | None:
-    """The metrics of the last step, if there is one."""
+    """Returns the metrics of the last step, if there is one."""
     path = run_dir / "metrics.jsonl"
     records = read_metrics(path) if path.is_file() else []
     return records[-1] if records else None
@@ -159,7 +159,7 @@ def _print(rows: list[list[str]]) -> None:
 
 
 def table(root: Path, members: list[Member]) -> list[list[str]]:
-    """A heading, then one row a member: number, its values, state, steps made, METRICS."""
+    """Returns a heading, then one row a member: number, its values, state, steps made, METRICS."""
     jobs = known_jobs(member.run_dir(root) for member in members)
     keys = list(dict.fromkeys(key for member in members for key in member.values))
     rows = [["member", *keys, "state", "steps", *METRICS]]
@@ -175,7 +175,8 @@ def table(root: Path, members: list[Member]) -> list[list[str]]:
 
 
 def seed_means(root: Path, members: list[Member]) -> list[list[str]]:
-    """A heading, then a row for each set of finished members that differ in their seeds only.
+    """Returns a heading, then a row for each set of finished members that differ in their seeds
+    only.
 
     A metric is the mean of their last steps' with its 95 % bootstrap interval.
     """

@@ -58,7 +58,7 @@ def submit(arguments: Namespace) -> int:
 
 
 def status(arguments: Namespace) -> int:
-    """One line for each run, or for each member of a sweep."""
+    """Prints one line for each run, or for each member of a sweep."""
     lines: dict[Path, str] = {}  # what is written behind a run's line
     for directory in map(Path, arguments.run_dir):
         if (directory / MANIFEST).is_file():
@@ -75,7 +75,7 @@ def status(arguments: Namespace) -> int:
 
 
 def sweep(arguments: Namespace) -> int:
-    """Every member is checked before any is launched; finished and running ones are left alone."""
+    """Checks every member before any is launched; finished and running ones are left alone."""
     if arguments.local == bool(arguments.cluster):
         raise UserError("a sweep needs one of --cluster FILE and --local: give one.")
     of_run, of_cluster = split_overrides(arguments.overrides)
@@ -124,7 +124,7 @@ def _submit(script: str, root: Path, due: list[Member]) -> int:
 
 
 def _array(sweep: SweepConfig, due: list[Member]) -> str:
-    """'0,2,5%4': the members' numbers, and how many of them at the same time."""
+    """Returns '0,2,5%4': the members' numbers, and how many of them at the same time."""
     limit = f"%{sweep.max_parallel}" if sweep.max_parallel else ""
     return ",".join(str(member.index) for member in due) + limit
 

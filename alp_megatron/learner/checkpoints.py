@@ -4,13 +4,16 @@
 link to the checkpoint with the highest evaluation score; `damaged_step_000010` was set aside.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from alp_megatron.files import write_atomic
+from alp_megatron.files import check_space, disk_errors, whole, words_of, write_atomic
 
 CHECKPOINTS = "checkpoints"
 COUNTERS = "counters.json"
@@ -18,25 +21,61 @@ BEST = "best"
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """The finished checkpoints, oldest first."""
+    """Returns the finished checkpoints, oldest first."""
     return sorted((run_dir / CHECKPOINTS).glob("step_*"))
 
 
+def check_free_space(partial: Path, nbytes: int) -> None:
+    """Raises UserError if a checkpoint of so many bytes has no room; `partial` exists."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_space(partial, nbytes, lambda _: _give_up(partial, nbytes, full))
+
+
+@contextmanager
+def writing(partial: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Turns the errors of a disk into UserError.
+
+    Args:
+        partial: the checkpoint that is being written, in its run's `checkpoints/`.
+        nbytes: its size, where that is known.
+    """
+    with disk_errors(lambda error: _give_up(partial, nbytes, error)):
+        yield
+
+
+def _give_up(partial: Path, nbytes: int | None, error: Exception) -> str:
+    """Removes what there is of a checkpoint, and returns the sentence that says why."""
+    shutil.rmtree(partial, ignore_errors=True)
+    place = partial.parent
+    if place.exists() and not os.access(place, os.W_OK):
+        return (
+            f"{place} is read-only, so a checkpoint cannot be written: make it writable and "
+            "continue with --resume."
+        )
+    why = f"{words_of(error)}; " if words_of(error) else ""
+    needed = f"it needs {nbytes / 1e6:.1f} MB, " if nbytes else ""
+    free = shutil.disk_usage(place.parent).free / 1e6
+    return (
+        f"{place}: a checkpoint cannot be written ({why}{needed}{free:.1f} MB are free without "
+        "it): free some space and continue with --resume."
+    )
+
+
 def publish(partial: Path, final: Path) -> None:
-    """Give a whole checkpoint its name. One of that name is hidden."""
+    """Gives a whole checkpoint its name. One of that name is hidden."""
     if final.exists():
         _hide(final)
     partial.rename(final)
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """What was hidden, and what a killed save left behind."""
+    """Removes what was hidden, and what a killed save left behind."""
     for leftover in (run_dir / CHECKPOINTS).glob(".step_*"):
         shutil.rmtree(leftover)
 
 
 def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
-    """Hide all but the newest `keep` checkpoints and, with `keep_best`, the best."""
+    """Hides all but the newest `keep` checkpoints and, with `keep_best`, the best."""
     checkpoints = checkpoint_dirs(run_dir)
     kept = checkpoints[-keep:]
     best = max(checkpoints, key=_score_and_age) if keep_best else None
@@ -49,7 +88,7 @@ def retire(run_dir: Path, keep: int, keep_best: bool) -> None:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that it is neither resumed from nor counted."""
+    """Renames a damaged checkpoint so that it is neither resumed from nor counted."""
     place = checkpoint.with_name(f"damaged_{checkpoint.name}")
     if place.exists():
         shutil.rmtree(place)
@@ -57,7 +96,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def _score(checkpoint: Path) -> float | None:
-    """The evaluation of just these weights, if there was one."""
+    """Returns the evaluation of just these weights, if there was one."""
     counters = json.loads((checkpoint / COUNTERS).read_text())
     evaluated = counters.get("scored_step") == counters["step"]
     return counters["latest_score"] if evaluated else None
@@ -70,16 +109,16 @@ def _score_and_age(checkpoint: Path) -> tuple[float, str]:
 
 def _link_best(best: Path) -> None:
     link = best.with_name(BEST)
-    temporary = best.with_name(f".{BEST}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(best.name)
-    if link.is_dir() and not link.is_symlink():  # a copy of the run that has followed links
-        shutil.rmtree(link)
-    temporary.rename(link)
+    with whole(link) as partial:
+        partial.symlink_to(best.name)
+        if link.is_dir() and not link.is_symlink():  # a copy of the run that has followed links
+            shutil.rmtree(link)
 
 
 def _hide(checkpoint: Path) -> None:
-    """A removal takes long, and what a kill leaves of it must not look like a checkpoint."""
+    """Hides a checkpoint: a removal takes long, and what a kill leaves must not look like a
+    checkpoint.
+    """
     checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old"))
 
 
@@ -87,14 +126,14 @@ MANIFEST = "manifest.json"
 
 
 def describe(path: Path) -> dict:
-    """{"bytes", "sha256"} of a file."""
+    """Returns {"bytes", "sha256"} of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_manifest(directory: Path, known: dict[str, dict]) -> None:
-    """Describe every file below `directory`, the `known` ones as they are given.
+    """Describes every file below `directory`, the `known` ones as they are given.
 
     Args:
         known: descriptions by relative path, of files that their writers have described.
@@ -117,7 +156,7 @@ def _to_disk(path: Path) -> None:
 
 
 def damage(directory: Path, share: int = 0, shares: int = 1) -> str | None:
-    """What is wrong with a checkpoint, by the file's name; None if it is whole.
+    """Says what is wrong with a checkpoint, by the file's name; None if it is whole.
 
     Reads every file of this share: each of the training's processes takes one.
     """

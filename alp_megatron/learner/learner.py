@@ -14,12 +14,13 @@ from torch import Tensor
 from alp_megatron.config.schema import Config
 from alp_megatron.data.microbatch import MicroBatch, Sequence, pack, row_length
 from alp_megatron.hf.files import read_hf_config
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.optimizer import build_optimizer, step_if_finite, wrap
 from alp_megatron.model.policy import build_model
 from alp_megatron.model.transformer_config import token_multiple
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.runtime.mesh import from_every_rank
-from alp_megatron.weights.hf_model import Checkpoint, load_hf
+from alp_megatron.weights.hf_model import load_hf
 
 # (log-probabilities [n], entropies [n], micro-batch) -> (loss, what to keep of it)
 LossFunction = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, dict]]
@@ -60,7 +61,7 @@ class Learner:
         if load:
             load(self.chunks)
         else:
-            load_hf(self.chunks, self.hf["model_type"], Checkpoint(config.model.path))
+            load_hf(self.chunks, self.hf["model_type"], HfTensors(config.model.path))
         self.policy_config = self.chunks[0].config
         self.policy_config.finalize_model_grads_func = _sum_gradients
         self.model = self.chunks

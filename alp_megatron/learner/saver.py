@@ -19,15 +19,17 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 
-from alp_megatron.files import check_free_space, write_atomic, writing
+from alp_megatron.files import write_atomic
 from alp_megatron.learner.checkpoints import (
     CHECKPOINTS,
     COUNTERS,
+    check_free_space,
     describe,
     publish,
     remove_leftovers,
     retire,
     write_manifest,
+    writing,
 )
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.optimizer import chained

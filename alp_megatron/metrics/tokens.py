@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alp_megatron.errors import UserError
+from alp_megatron.files import whole
 
 Numerator = Literal["clean", "perturbed"]
 
@@ -42,10 +43,9 @@ class TokenRatios:
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz, whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **{f.name: getattr(self, f.name) for f in fields(self)})
-        partial.rename(path)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        with whole(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @staticmethod
     def load(path: Path) -> "TokenRatios":

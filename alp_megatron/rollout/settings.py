@@ -32,7 +32,7 @@ class EngineSettings:
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
 
     def to_environment(self) -> dict[str, str]:
-        """For `settings_from_environment` in a process of vLLM's own making."""
+        """Returns variables for `settings_from_environment` in a process of vLLM's own making."""
         return {_VARIABLE: json.dumps(asdict(self))}
 
 
@@ -92,22 +92,20 @@ def start_rollout_engine(
 
 
 def make_transport(config: Config, weights_dir: Path) -> Transport:
-    """`weights_dir` is the directory transport's own."""
+    """Makes the one that `rollout.transport` names; `weights_dir` is the directory transport's."""
+    from alp_megatron.weights.transport.memory import CudaIpc, SharedMemory
+
     name = config.rollout.transport
     if name == "directory":
         from alp_megatron.weights.transport.directory import Directory
 
         return Directory(weights_dir)
     if name == "cuda_ipc":
-        from alp_megatron.weights.transport.cuda_ipc import CudaIpc
-
         return CudaIpc()
     if name == "nccl":
         from alp_megatron.weights.transport.nccl import Nccl
 
         return Nccl()
-    from alp_megatron.weights.transport.shared_memory import SharedMemory
-
     return SharedMemory()
 
 

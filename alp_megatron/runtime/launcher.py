@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Have Linux kill this process when the thread of `parent` that started it ends."""
+    """Has Linux kill this process when the thread of `parent` that started it ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it died before the line above
@@ -23,12 +23,12 @@ LOST_PEER = 3  # exit code of a process that ended only because another one was 
 
 
 def under_launcher() -> bool:
-    """torchrun, or srun with torchrun's variables, started this process as one of several."""
+    """Returns whether torchrun, or srun with its variables, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launch(module: str, arguments: list[str], world_size: int) -> int:
-    """Run `python -m module arguments` in `world_size` processes on this machine.
+    """Runs `python -m module arguments` in `world_size` processes on this machine.
 
     When one process ends badly the others are ended. Returns the exit code: 0, 2 if a process
     ended with 2 (a user's mistake, which it has already explained), 128 + the signal that ended

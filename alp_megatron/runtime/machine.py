@@ -24,7 +24,7 @@ def cpu_model() -> str:
 
 
 def nvidia_gpus() -> list[str]:
-    """Names of the NVIDIA devices that the driver lists."""
+    """Returns the names of the NVIDIA devices that the driver lists."""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return [_proc_field(str(file), "Model") or "unknown" for file in files]
 
@@ -34,18 +34,20 @@ def free_gb(path: Path) -> float:
 
 
 def memory_gb() -> float:
-    """Memory that can be taken without swapping; 0 where the system does not say."""
+    """Returns the memory that can be taken without swapping; 0 where the system does not say."""
     kilobytes = (_proc_field("/proc/meminfo", "MemAvailable") or "0 kB").split()[0]
     return int(kilobytes) * 1024 / 1e9
 
 
 def cpu_flags() -> set[str]:
-    """Instruction-set flags of an x86 processor, such as avx2."""
+    """Returns an x86 processor's instruction-set flags, such as avx2."""
     return set((_proc_field("/proc/cpuinfo", "flags") or "").split())
 
 
 def _proc_field(path: str, field: str) -> str | None:
-    """The value of the first `field : value` line; None where the file or the field is absent."""
+    """Returns the value of the first `field : value` line; None where the file or the field is
+    absent.
+    """
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
@@ -71,7 +73,7 @@ PACKAGES = (
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """A JSON-ready record. Imports none of the packages, so it costs milliseconds."""
+    """Returns a JSON-ready record. Imports none of the packages, so it costs milliseconds."""
     model = config.model
     return {
         "python": sys.version.split()[0],
@@ -95,7 +97,9 @@ def environment(config: Config) -> dict[str, Any]:
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
-    """Commit of the source tree and whether tracked files differ from it; None outside git."""
+    """Returns the commit of the source tree and whether tracked files differ from it; None outside
+    git.
+    """
     if not (root / ".git").exists():  # installed elsewhere: a commit found would be another's
         return None
 

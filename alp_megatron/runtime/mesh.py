@@ -13,7 +13,10 @@ from alp_megatron.runtime import mesh as devices
 
 
 def device_type(wanted: str) -> str:
-    """'cuda' or 'cpu' for `runtime.device`. Raises UserError if CUDA is asked for and absent."""
+    """Returns 'cuda' or 'cpu' for `runtime.device`.
+
+    Raises UserError if CUDA is asked for and absent.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "runtime.device=cuda, but torch sees no CUDA device: use runtime.device=cpu, or "
@@ -32,7 +35,7 @@ def backend(device: str) -> str:
 
 
 def current_device(local_rank: int) -> torch.device:
-    """The device of this process."""
+    """Returns the device of this process."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
@@ -40,7 +43,10 @@ def current_device(local_rank: int) -> torch.device:
 
 @dataclass(frozen=True)
 class Rank:
-    """This process's place. The launcher (torchrun, or srun with torchrun) set the environment."""
+    """Says which place this process has.
+
+    The launcher (torchrun, or srun with torchrun) set the environment.
+    """
 
     rank: int
     world_size: int
@@ -53,7 +59,7 @@ class Rank:
 
 
 def join(config: Config) -> Rank:
-    """Initialise torch.distributed and Megatron's groups for the layout in `config.model`."""
+    """Initialises torch.distributed and Megatron's groups for the layout in `config.model`."""
     from megatron.core import parallel_state, tensor_parallel
 
     kind = devices.device_type(config.runtime.device)
@@ -88,15 +94,16 @@ def leave() -> None:
 
 
 def from_first_rank(value):
-    """Rank 0's value (of any picklable kind) on every rank. Collective."""
+    """Returns rank 0's value (of any picklable kind) on every rank. Collective."""
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
 
 def from_every_rank(value, group: dist.ProcessGroup | None = None) -> list:
-    """The values of all ranks of the group (of any picklable kind), by rank; None: of the whole
-    run. Collective."""
+    """Returns the values of all ranks of the group (of any picklable kind), by rank; None: of the
+    whole run. Collective.
+    """
     values = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values

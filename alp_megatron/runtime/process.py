@@ -1,6 +1,5 @@
 """The life of one training process, from joining the run to its exit code."""
 
-import errno
 import os
 import signal
 import sys
@@ -8,12 +7,13 @@ import warnings
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import RunError, UserError
+from alp_megatron.files import is_lack_of_space
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
 from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_parent
 
 
 def run_process(config: Config, job, *arguments) -> int:
-    """Join the run, do `job(config, rank, *arguments)` and leave. Returns the exit code.
+    """Joins the run, does `job(config, rank, *arguments)` and leaves. Returns the exit code.
 
     `job` is called in every process of the run; it must not be imported before this function
     runs from a module that imports megatron (the CPU patches come first), so it imports inside.
@@ -45,7 +45,7 @@ def run_process(config: Config, job, *arguments) -> int:
     except RunError as error:
         _end(1, str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_lack_of_space(error):
             raise
         _end(2, f"{config.run_dir}: no space is left; free some and continue with --resume.")
     except RuntimeError as error:
@@ -56,14 +56,16 @@ def run_process(config: Config, job, *arguments) -> int:
 
 
 def _end(code: int, sentence: str) -> None:
-    """Leave at once: the others wait in a collective call, and the launcher then ends them."""
+    """Leaves at once: the others wait in a collective call, and the launcher then ends them."""
     if _first_to_fail():
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def _first_to_fail() -> bool:
-    """False if another process has said already what is wrong: all ranks read the same files."""
+    """Returns False if another process has said already what is wrong: all ranks read the same
+    files.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -72,7 +74,10 @@ def _first_to_fail() -> bool:
 
 
 def _lost_peer(error: RuntimeError) -> bool:
-    """A collective call failed for want of another process. gloo has no exception of its own."""
+    """Returns whether a collective call failed for want of another process.
+
+    gloo has no exception of its own.
+    """
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo/transport" in str(error)

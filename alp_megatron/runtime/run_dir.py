@@ -1,18 +1,14 @@
 """Takes possession of the run directory, or says in one sentence why it cannot."""
 
-import errno
-import fcntl
 import json
 import os
-import shutil
 import socket
-import time
 from pathlib import Path
 
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.files import write_atomic
+from alp_megatron.files import FileLock, check_space, write_atomic
 from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.runtime.machine import environment
 
@@ -24,54 +20,34 @@ from alp_megatron.runtime.machine import environment
 LOCK = "run.lock"
 _COMMAND, _FIRST_RANK = 0, 1  # the bytes
 _WAIT_SECONDS = 15  # for what is left of a run that was killed a moment ago
-# Closing any descriptor of the file would free this process's locks on it.
-_files: dict[Path, int] = {}
+_locks: dict[Path, FileLock] = {}
 
 
 def lock_run_dir(run_dir: Path) -> None:
-    """Take both locks until this process ends or `leave_to_first_rank`.
+    """Takes both locks until this process ends or `leave_to_first_rank`.
 
     Raises:
         UserError: another run has them.
     """
-    file = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    _files[run_dir] = file
-    if not _lock(file, _COMMAND, length=2):
-        holder = os.pread(file, 1000, 0).decode(errors="replace").strip()
+    lock = _locks[run_dir] = FileLock(run_dir / LOCK)
+    if not lock.take(_COMMAND, length=2, seconds=_WAIT_SECONDS):
         raise UserError(
-            f"run_dir={run_dir} is in use by another run ({holder}): wait for its end, or choose "
-            "another run_dir."
+            f"run_dir={run_dir} is in use by another run ({lock.read().strip()}): wait for its "
+            "end, or choose another run_dir."
         )
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def leave_to_first_rank(run_dir: Path) -> None:
-    """Free rank 0's lock for the process that this command starts."""
-    fcntl.lockf(_files[run_dir], fcntl.LOCK_UN, 1, _FIRST_RANK)
+    """Frees rank 0's lock for the process that this command starts."""
+    _locks[run_dir].free(_FIRST_RANK, length=1)
 
 
 def lock_as_first_rank(run_dir: Path) -> None:
-    """Take rank 0's lock, which the command has left, until this process ends."""
-    _files[run_dir] = os.open(run_dir / LOCK, os.O_RDWR)
-    taken = _lock(_files[run_dir], _FIRST_RANK, length=1)
+    """Takes rank 0's lock, which the command has left, until this process ends."""
+    lock = _locks[run_dir] = FileLock(run_dir / LOCK)
+    taken = lock.take(_FIRST_RANK, length=1, seconds=_WAIT_SECONDS)
     assert taken, f"{run_dir}: rank 0 has another process's lock in its way"
-
-
-def _lock(file: int, first: int, length: int) -> bool:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, first)
-            return True
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
-                return True
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
 
 
 # fp32 weight, two Adam moments and the fp32 main copy.
@@ -132,10 +108,12 @@ def _check_space(run_dir: Path, config: Config) -> None:
     # One more than are kept: the oldest is removed only when the newest is whole.
     checkpoints = config.trainer.keep_checkpoints + config.trainer.keep_best_checkpoint + 1
     needed = parameters * _CHECKPOINT_BYTES_PER_PARAMETER * checkpoints
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise UserError(
-            f"run_dir={run_dir} has {free / 1e9:.2f} GB free where {checkpoints} checkpoints "
-            f"need {needed / 1e9:.2f} GB: free some space, choose another run_dir or lower "
-            "trainer.keep_checkpoints."
-        )
+    check_space(
+        parent,
+        needed,
+        lambda free: (
+            f"run_dir={run_dir} has {free / 1e9:.2f} GB free where {checkpoints} "
+            f"checkpoints need {needed / 1e9:.2f} GB: free some space, choose another run_dir or "
+            "lower trainer.keep_checkpoints."
+        ),
+    )

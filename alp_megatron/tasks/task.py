@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
+from alp_megatron.hf.tokenizer import load_tokenizer
 from alp_megatron.tasks.arithmetic import Problem, problems
 from alp_megatron.tasks.dataset import PromptItem, read_items, tokenize_prompt
 from alp_megatron.tasks.reward import score
-from alp_megatron.tasks.tokenizer import load_tokenizer
 
 # Of its own, not the run's seed: scores of runs with different seeds are comparable.
 _EVAL_SEED = "evaluation"

@@ -6,6 +6,7 @@ from pathlib import Path
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import read_hf_config
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
@@ -18,7 +19,6 @@ from alp_megatron.trainer.driver import Driver, stop_tokens
 from alp_megatron.trainer.output import Output
 from alp_megatron.trainer.sync import WeightSync
 from alp_megatron.weights.export import WeightExport
-from alp_megatron.weights.hf_model import Checkpoint
 
 
 @dataclass
@@ -113,7 +113,7 @@ def first_sync(run: Run, fresh: bool) -> None:
     Args:
         fresh: the weights are those of model.path.
     """
-    base = Checkpoint(run.config.model.path) if fresh else None
+    base = HfTensors(run.config.model.path) if fresh else None
     agreement = run.sync.verify(run.policy_version, run.driver, base)
     if run.output:
         run.output.say(

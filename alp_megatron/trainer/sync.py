@@ -4,12 +4,12 @@ import torch.distributed as dist
 
 from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner, token_logprobs
 from alp_megatron.rollout.engine import RolloutEngine
 from alp_megatron.runtime.mesh import from_first_rank
 from alp_megatron.trainer.driver import Driver
 from alp_megatron.weights.export import WeightExport
-from alp_megatron.weights.hf_model import Checkpoint
 from alp_megatron.weights.quantize.scheme import is_linear, rollout_scheme
 from alp_megatron.weights.quantize.stream import WeightNoise, quantized
 from alp_megatron.weights.verify import (
@@ -57,7 +57,7 @@ class WeightSync:
             _run_through(stream)
 
     def verify(
-        self, version: int, driver: Driver | None, base: Checkpoint | None
+        self, version: int, driver: Driver | None, base: HfTensors | None
     ) -> dict[str, float]:
         """Pushes for the first time and proves that the engine has the weights: by the fingerprint
         of every tensor, then by log-probabilities.
@@ -89,7 +89,7 @@ class WeightSync:
         dist.barrier()
         return agreement
 
-    def _check_base(self, base: Checkpoint) -> None:
+    def _check_base(self, base: HfTensors) -> None:
         """Checks that the untrained weights, in the trainer's own dtype, are the base model's.
 
         Before the cast to the engine's dtype, which would hide a change in the lowest bits.
@@ -104,7 +104,7 @@ class WeightSync:
         if exported.of:  # on rank 0
             check_against_checkpoint(exported.of, base, policy.params_dtype)
 
-    def _check_codes(self, sent: Digests, base: Checkpoint | None) -> None:
+    def _check_codes(self, sent: Digests, base: HfTensors | None) -> None:
         policy = self._learner.policy_config
         held_in_fp8 = policy.fp8_param  # their codes are not those of the base
         if base is None or self._scheme is None or held_in_fp8:

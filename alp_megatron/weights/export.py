@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alp_megatron.runtime.mesh import from_every_rank
 from alp_megatron.weights.mapping import Rule, rules_of_chunk, split, unshard
+from alp_megatron.weights.transport.buckets import bounded
 
 # Which rank holds which part of which tensor, and the buckets in which the parts travel.
 #
@@ -22,7 +23,7 @@ from alp_megatron.weights.mapping import Rule, rules_of_chunk, split, unshard
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank holds of a Megatron parameter.
+    """Describes what one rank holds of a Megatron parameter.
 
     Attributes:
         rule: the parameter's correspondence to Hugging Face tensors.
@@ -57,7 +58,7 @@ class Entry:
 
 
 def entries_of(held: list[Part]) -> list[Entry]:
-    """The parameters in the stream's order: embedding, layers by number, norm, head.
+    """Returns the parameters in the stream's order: embedding, layers by number, norm, head.
 
     Of several holders (data-parallel replicas, the two ends of a pipeline for a tied embedding,
     all ranks for a norm) the lowest rank gives its part.
@@ -70,21 +71,6 @@ def entries_of(held: list[Part]) -> list[Entry]:
         assert sorted(parts) == list(range(len(parts))), "a tensor-parallel part has no holder"
         entries.append(Entry(parts[0].rule, tuple(parts[i] for i in range(len(parts)))))
     return sorted(entries, key=_stream_order)
-
-
-def buckets_of(entries: list[Entry], capacity: int, itemsize: int) -> Iterator[list[Entry]]:
-    """Runs of entries of at most `capacity` bytes; a larger entry has a bucket to itself."""
-    bucket: list[Entry] = []
-    size = 0
-    for entry in entries:
-        nbytes = entry.numel * itemsize
-        if bucket and size + nbytes > capacity:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += nbytes
-    if bucket:
-        yield bucket
 
 
 _OUTSIDE = {"model.embed_tokens.weight": -1, "model.norm.weight": 2**30, "lm_head.weight": 2**31}
@@ -133,13 +119,14 @@ class WeightExport:
 
     @torch.no_grad()
     def stream(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, whole tensor in `dtype`) on rank 0. All ranks of the run must call it.
+        """Yields (name, whole tensor in `dtype`) on rank 0. All ranks of the run must call it.
 
         The other ranks get an empty stream that they must run through. Parts are cast before they
         travel, and the next bucket travels while rank 0 works on this one. A tensor is valid
         until the next one is asked for.
         """
-        buckets = list(buckets_of(self.entries, self._bucket_bytes, dtype.itemsize))
+        capacity = self._bucket_bytes // dtype.itemsize
+        buckets = list(bounded(self.entries, lambda entry: entry.numel, capacity))
         if dist.get_rank() != 0:
             self._send(buckets, dtype)
             return
@@ -154,7 +141,7 @@ class WeightExport:
                 yield from self._tensors(entry, arriving.parts, dtype)
 
     def _send(self, buckets: list[list[Entry]], dtype: torch.dtype) -> None:
-        """This rank's parts of each bucket, one message a bucket."""
+        """Sends this rank's parts of each bucket, one message a bucket."""
         on_their_way: deque = deque()
         for bucket in buckets:
             mine = [p for entry in bucket for p in entry.parts if p.rank == dist.get_rank()]
@@ -171,7 +158,7 @@ class WeightExport:
             work.wait()
 
     def _receive(self, bucket: list[Entry], space: int, dtype: torch.dtype) -> "_Arriving":
-        """Start receiving what other ranks hold of a bucket."""
+        """Starts receiving what other ranks hold of a bucket."""
         theirs = [p for entry in bucket for p in entry.parts if p.rank != 0]
         theirs.sort(key=lambda part: part.rank)  # stable: in a rank's own order
         whole = self._space(space, theirs, dtype)
@@ -197,7 +184,9 @@ class WeightExport:
         return zip(entry.rule.hf_names, heads, strict=True)
 
     def _space(self, which: int, parts: list[Part], dtype: torch.dtype) -> Tensor:
-        """Flat memory for the parts, kept from sync to sync: fresh pages cost more than a copy."""
+        """Returns flat memory for the parts, kept from sync to sync: fresh pages cost more than a
+        copy.
+        """
         size = sum(part.numel for part in parts) * dtype.itemsize
         if self._spaces[which].numel() < size:
             self._spaces[which] = torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -213,12 +202,13 @@ class _Arriving:
 
 
 def _values(parameter: Tensor) -> Tensor:
-    """Of a parameter that Transformer Engine holds in FP8, what its codes stand for: the weight
-    that the trainer computes with."""
+    """Returns the weight that the trainer computes with: of a parameter that Transformer Engine
+    holds in FP8, what its codes stand for.
+    """
     return parameter.dequantize() if is_float8tensor(parameter) else parameter.detach()
 
 
 def _places(parts: list[Part], message: Tensor) -> list[Tensor]:
-    """Where in a message each part lies."""
+    """Returns where in a message each part lies."""
     pieces = message.split([part.numel for part in parts])
     return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]

@@ -1,7 +1,7 @@
 """A Hugging Face directory into this rank's chunks, and the export stream into a directory."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +9,18 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fp8_utils import is_float8tensor
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
+from alp_megatron.hf.tensors import INDEX, HfTensors
 from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.mapping import merge, rules_of_chunk, shard
+from alp_megatron.weights.transport.buckets import bounded
 
 
-class Checkpoint:
-    """The tensors of a directory's *.safetensors files by name, read when asked for."""
-
-    def __init__(self, model_dir: str | Path):
-        self.model_dir = Path(model_dir)
-        files = sorted(self.model_dir.glob("*.safetensors"))
-        if not files:
-            raise UserError(
-                f"{model_dir} has no *.safetensors file: give a Hugging Face model directory."
-            )
-        self._files = {}
-        for path in files:
-            try:
-                opened = safe_open(path, framework="pt")
-            except SafetensorError as error:
-                raise UserError(f"{path} cannot be read ({error}): copy the file again.") from None
-            self._files.update({name: opened for name in opened.keys()})  # noqa: SIM118
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def stream(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor in `dtype`) of the whole checkpoint, one tensor in memory at a time."""
-        for name in self.names():
-            yield name, self.tensor(name).to(dtype)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        if name not in self._files:
-            raise UserError(
-                f"{self.model_dir} has no tensor {name}: its weights do not belong to its "
-                "config.json; copy the model again."
-            )
-        return self._files[name].get_tensor(name)
-
-
-def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
-    """Copy the checkpoint into the chunks' parameters. `s_l` is left at its initial 0.
+def load_hf(chunks: list, model_type: str, tensors: HfTensors) -> None:
+    """Copies the tensors into the chunks' parameters. `s_l` is left at its initial 0.
 
     Raises UserError naming the tensor if one is missing or has another shape.
     """
@@ -68,7 +34,7 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
                 continue
             layout, hf_names, expert = rules[name]
             try:
-                parts = [checkpoint.tensor(n) for n in hf_names]
+                parts = [tensors.tensor(n) for n in hf_names]
                 part = merge(layout, parts, groups)
                 if not expert:
                     part = shard(layout, part, rank, size)
@@ -76,7 +42,7 @@ def load_hf(chunks: list, model_type: str, checkpoint: Checkpoint) -> None:
                 part = torch.empty(0)
             if part.shape != parameter.shape:
                 raise UserError(
-                    f"{checkpoint.model_dir}: {' + '.join(hf_names)} have shapes "
+                    f"{tensors.model_dir}: {' + '.join(hf_names)} have shapes "
                     f"{[tuple(p.shape) for p in parts]}, which its config.json contradicts; "
                     "copy the model again."
                 )
@@ -92,7 +58,7 @@ MAX_SHARD_BYTES = 4 * 2**30
 def save_hf(
     export: WeightExport, source_dir: str | Path, out_dir: Path, rollout_dtype: torch.dtype
 ) -> None:
-    """Write the policy as a Hugging Face model to `out_dir`. Collective.
+    """Writes the policy as a Hugging Face model to `out_dir`. Collective.
 
     The tokenizer and generation config are the source's.
     """
@@ -107,8 +73,9 @@ def save_hf(
 
 
 def export_dtype(source_dir: Path, rollout_dtype: torch.dtype) -> torch.dtype:
-    """That of the source's config, or the engine's where it is wider: an engine started from the
-    export then holds what the running one holds."""
+    """Returns the type of the source's config, or the engine's where it is wider: an engine started
+    from the export then holds what the running one holds.
+    """
     own = getattr(torch, stated_dtype(read_hf_config(source_dir)) or "bfloat16")
     return torch.promote_types(own, rollout_dtype)
 
@@ -120,8 +87,9 @@ def write_model(
     dtype: torch.dtype,
     **config: Any,
 ) -> None:
-    """A directory of the stream's tensors with the source's config.json, changed to `dtype` and
-    by `config`, and its tokenizer and generation config."""
+    """Makes a directory of the stream's tensors with the source's config.json, changed to `dtype`
+    and by `config`, and its tokenizer and generation config.
+    """
     hf = read_hf_config(source_dir) | config
     out_dir.mkdir(parents=True, exist_ok=True)
     copy_model_files(source_dir, out_dir)
@@ -131,26 +99,16 @@ def write_model(
     _write_shards(stream, out_dir)
 
 
-def _write_shards(stream, out_dir: Path) -> None:
-    shard: dict[str, torch.Tensor] = {}
+def _write_shards(stream: Iterable[tuple[str, torch.Tensor]], out_dir: Path) -> None:
+    # Copies: the stream yields views of parameters that the next update overwrites.
+    copies = ((name, tensor.detach().cpu().clone()) for name, tensor in stream)
     shards: list[list[str]] = []
-    size = 0
-
-    def flush() -> None:
-        save_file(shard, out_dir / _part(len(shards)), metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
-
     total = 0
-    for name, tensor in stream:
-        if size + tensor.nbytes > MAX_SHARD_BYTES and shard:
-            flush()
-            size = 0
-        # The stream yields views of parameters that the next update overwrites.
-        shard[name] = tensor.detach().cpu().clone()
-        size += tensor.nbytes
-        total += tensor.nbytes
-    flush()
+    for held in bounded(copies, lambda named: named[1].nbytes, MAX_SHARD_BYTES):
+        save_file(dict(held), out_dir / _part(len(shards)), metadata={"format": "pt"})
+        shards.append([name for name, _ in held])
+        total += sum(tensor.nbytes for _, tensor in held)
+        held.clear()  # else it would stay in memory while the next one is gathered
     if len(shards) == 1:
         (out_dir / _part(0)).rename(out_dir / "model.safetensors")
         return
@@ -160,7 +118,7 @@ def _write_shards(stream, out_dir: Path) -> None:
         (out_dir / _part(index)).rename(out_dir / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (out_dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (out_dir / INDEX).write_text(json.dumps(index, indent=2))
 
 
 def _part(index: int) -> str:

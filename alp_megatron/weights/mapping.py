@@ -88,7 +88,7 @@ _EXPERT = re.compile(r"(?<=\.local_experts\.)(\d+)\.")
 
 
 class Rule(NamedTuple):
-    """How one Megatron parameter corresponds to Hugging Face tensors.
+    """Says how one Megatron parameter corresponds to Hugging Face tensors.
 
     `expert`: it belongs to one expert, which one rank of the expert-parallel group has whole;
     the layout's split over TP does not apply to it.
@@ -102,7 +102,8 @@ class Rule(NamedTuple):
 def rule_of(
     model_type: str, name: str, layer: int | None, expert: int | None, tied: bool
 ) -> Rule | None:
-    """The rule of a parameter of one model chunk, or None if it has no Hugging Face counterpart.
+    """Returns the rule of a parameter of one model chunk, or None if it has no Hugging Face
+    counterpart.
 
     Args:
         name: its name within the chunk, e.g. `decoder.layers.0.mlp.linear_fc2.weight`.
@@ -120,7 +121,8 @@ def rule_of(
 
 
 def rules_of_chunk(chunk, model_type: str) -> dict[str, Rule]:
-    """The rules of all exportable parameters that this rank holds of a PolicyModel, by local name.
+    """Returns the rules of all exportable parameters that this rank holds of a PolicyModel, by
+    local name.
 
     Layers and experts have the whole model's numbers in the Hugging Face names.
     """
@@ -134,7 +136,7 @@ def rules_of_chunk(chunk, model_type: str) -> dict[str, Rule]:
 
 
 def _global_numbers(chunk, name: str) -> tuple[int | None, int | None]:
-    """The numbers, from 0, of the layer and the expert that own a chunk's parameter."""
+    """Returns the numbers, from 0, of the layer and the expert that own a chunk's parameter."""
     in_layer, in_expert = _LAYER.search(name), _EXPERT.search(name)
     if in_layer is None:
         return None, None
@@ -144,7 +146,7 @@ def _global_numbers(chunk, name: str) -> tuple[int | None, int | None]:
 
 
 def merge(layout: str, parts: list[Tensor], query_groups: int) -> Tensor:
-    """Hugging Face tensors -> the whole Megatron parameter."""
+    """Makes the whole Megatron parameter of Hugging Face tensors."""
     if layout == "qkv":
         grouped = [t.reshape(query_groups, -1, *t.shape[1:]) for t in parts]
         return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -152,7 +154,7 @@ def merge(layout: str, parts: list[Tensor], query_groups: int) -> Tensor:
 
 
 def split(layout: str, whole: Tensor, query_groups: int, head_dim: int) -> list[Tensor]:
-    """The whole Megatron parameter -> Hugging Face tensors. Inverse of `merge`."""
+    """Makes Hugging Face tensors of the whole Megatron parameter. Inverse of `merge`."""
     if layout == "qkv":
         heads = whole.reshape(query_groups, -1, head_dim, *whole.shape[1:])
         q, k, v = heads[:, :-2], heads[:, -2:-1], heads[:, -1:]
@@ -161,7 +163,7 @@ def split(layout: str, whole: Tensor, query_groups: int, head_dim: int) -> list[
 
 
 def shard(layout: str, whole: Tensor, rank: int, size: int) -> Tensor:
-    """The whole Megatron parameter -> the part of one tensor-parallel rank."""
+    """Cuts the part of one tensor-parallel rank from the whole Megatron parameter."""
     if layout == "replicated" or size == 1:
         return whole
     if layout == "gate_up":
@@ -173,7 +175,7 @@ def shard(layout: str, whole: Tensor, rank: int, size: int) -> Tensor:
 
 
 def unshard(layout: str, parts: list[Tensor], vocab_size: int) -> Tensor:
-    """The parts of all tensor-parallel ranks -> the whole parameter. Inverse of `shard`."""
+    """Joins the parts of all tensor-parallel ranks to the whole parameter. Inverse of `shard`."""
     if layout == "replicated" or len(parts) == 1:
         return parts[0]
     if layout == "gate_up":

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from alp_megatron.errors import RunError
-from alp_megatron.weights.hf_model import Checkpoint
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.weights.quantize.scheme import Scheme
 from alp_megatron.weights.quantize.stream import quantized
 
 
 def digest(tensor: Tensor) -> str:
-    """BLAKE2b-128 (hex) of the tensor's bytes in row-major order. Shape and dtype are not in it."""
+    """Returns BLAKE2b-128 (hex) of the tensor's bytes in row-major order.
+
+    Shape and dtype are not in it.
+    """
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(raw.numpy(), digest_size=16).hexdigest()
 
@@ -25,7 +28,7 @@ class SyncError(RunError):
 
 @dataclass
 class Digests:
-    """Fingerprints of the tensors, or of codes and scales, that passed through `record`."""
+    """Collects fingerprints of the tensors, or of codes and scales, that passed through `record`."""
 
     of: dict[str, str] = field(default_factory=dict)
 
@@ -45,39 +48,37 @@ def check_same_tensors(sent: dict[str, str], received: dict[str, str]) -> None:
             )
 
 
-def check_against_checkpoint(
-    sent: dict[str, str], checkpoint: Checkpoint, dtype: torch.dtype
-) -> None:
+def check_against_checkpoint(sent: dict[str, str], base: HfTensors, dtype: torch.dtype) -> None:
     """Raise SyncError naming the first tensor that is not the base model's, cast to `dtype`.
 
     Before the first update the trainer's export must reproduce the model it was loaded from.
     """
     for name, fingerprint in sent.items():
-        if digest(checkpoint.tensor(name).to(dtype)) != fingerprint:
+        if digest(base.tensor(name).to(dtype)) != fingerprint:
             raise SyncError(
                 f"first weight sync: tensor {name} as exported by the trainer differs from "
-                f"{checkpoint.model_dir}, though nothing has been trained yet"
+                f"{base.model_dir}, though nothing has been trained yet"
             )
 
 
-def check_rounded_against_checkpoint(name: str, tensor: Tensor, checkpoint: Checkpoint) -> None:
+def check_rounded_against_checkpoint(name: str, tensor: Tensor, base: HfTensors) -> None:
     """Raise SyncError where a tensor is not the base model's rounded to E4M3.
 
     Half a step is 2^-4 of a number at most; of the smallest 2^-10 in units of a scale that lets
     the largest be 448, or half of that where scales are powers of two. bfloat16 adds 2^-9.
     """
-    base = checkpoint.tensor(name).float()
-    limit = base.abs() * (2**-4 + 2**-8) + base.abs().amax() * (2**-9 / 448)
-    if not ((tensor.float().cpu() - base).abs() <= limit).all():  # also of NaN
+    original = base.tensor(name).float()
+    limit = original.abs() * (2**-4 + 2**-8) + original.abs().amax() * (2**-9 / 448)
+    if not ((tensor.float().cpu() - original).abs() <= limit).all():  # also of NaN
         raise SyncError(
             f"first weight sync: tensor {name} as exported by the trainer differs from "
-            f"{checkpoint.model_dir} by more than FP8 rounds, though nothing has been trained yet"
+            f"{base.model_dir} by more than FP8 rounds, though nothing has been trained yet"
         )
 
 
 def check_codes_against_checkpoint(
     sent: dict[str, str],
-    checkpoint: Checkpoint,
+    base: HfTensors,
     trained: torch.dtype,
     exported: torch.dtype,
     scheme: Scheme,
@@ -87,12 +88,12 @@ def check_codes_against_checkpoint(
     They are made a second time, of the weights on disk: cast to the trainer's dtype and then to
     that of the export, as the trainer's were.
     """
-    weights = ((name, tensor.to(exported)) for name, tensor in checkpoint.stream(trained))
+    weights = ((name, tensor.to(exported)) for name, tensor in base.stream(trained))
     for name, tensor in quantized(weights, scheme):
         if name in sent and sent[name] != digest(tensor):
             raise SyncError(
                 f"first weight sync: tensor {name} as sent to the rollout engine is not "
-                f"{checkpoint.model_dir} quantised to {scheme.quantization}, though nothing has "
+                f"{base.model_dir} quantised to {scheme.quantization}, though nothing has "
                 "been trained yet"
             )
 

@@ -24,14 +24,14 @@ def rollouts(quantization: Literal["none", "fp8"]) -> Found:
     """Seconds and GB/s of an update of the 0.5B model, quantised on the way, tokens/s of
     generation, and whether every tensor's hash came through."""
     need("vllm", "transformers")
-    from alp_megatron.conversion.hf_tensors import HfTensors
+    from alp_megatron.hf.tensors import HfTensors
     from alp_megatron.rollout.engine import SamplingSpec
     from alp_megatron.rollout.server.engine import ServerEngine
     from alp_megatron.rollout.server.launch import ServerProcess
     from alp_megatron.rollout.settings import engine_settings
     from alp_megatron.weights.quantize.scheme import rollout_scheme
     from alp_megatron.weights.quantize.stream import quantized
-    from alp_megatron.weights.transport.cuda_ipc import CudaIpc
+    from alp_megatron.weights.transport.memory import CudaIpc
     from alp_megatron.weights.verify import digest
     from benchmarks.gpu.models import model_directory, training_config
 
@@ -40,8 +40,8 @@ def rollouts(quantization: Literal["none", "fp8"]) -> Found:
         config.rollout.quantization = quantization
         config.rollout.max_model_len = 512
         scheme, settings = rollout_scheme(config), engine_settings(config, "cuda")
-        tensors = HfTensors(Path(path))
-        weights = {n: tensors.rows(n).bfloat16().cuda() for n in tensors.names()}
+        tensors = HfTensors(path)
+        weights = {n: tensors.tensor(n).bfloat16().cuda() for n in tensors.names()}
         size = sum(t.nbytes for _, t in quantized(weights.items(), scheme))
 
         def start(index: int) -> ServerProcess:

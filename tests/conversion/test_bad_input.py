@@ -190,7 +190,7 @@ def small_disk(tmp_path):
 def test_no_space(capsys, monkeypatch, hf, megatron, small_disk, noticed, workers):
     if noticed == "midway":  # others filled the disk meanwhile
         usage = namedtuple("usage", "free")(10**12)
-        monkeypatch.setattr("alp_megatron.conversion.output.shutil.disk_usage", lambda _: usage)
+        monkeypatch.setattr("alp_megatron.files.shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr("alp_megatron.conversion.to_megatron.PIECE_BYTES", 20_000)
     expected = "GB are free" if noticed == "before" else "no space is left"
     out, options = small_disk / "out", ["--workers", workers, "--verify", "off"]

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from alp_megatron import files
 from alp_megatron.cli import main
-from alp_megatron.conversion import output, quantize
+from alp_megatron.conversion import quantize
 from alp_megatron.weights.quantize.codes import quantize_fp8, quantize_fp8_blocks
 from tests.e2e.runs import REPO
 from tests.models import make_model
@@ -277,7 +278,7 @@ def test_output_exists(model, tmp_path, refused):
 
 def test_no_space(model, tmp_path, refused, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     assert "free some space" in refused("--hf", model, "--out", tmp_path / "out")
 
 

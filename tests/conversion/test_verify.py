@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from alp_megatron.cli import main
 from alp_megatron.config.schema import Config, ModelConfig, RuntimeConfig
-from alp_megatron.conversion.parameters import parameters_of
+from alp_megatron.conversion.parameters import hf_rows, parameters_of
 from alp_megatron.conversion.verify import LOGPROB_TOLERANCE, Verification
 from alp_megatron.errors import RunError
 from alp_megatron.hf.shape import read_model_shape
@@ -45,7 +45,7 @@ def converted(tmp_path_factory):
 
 def verification(model_dir: Path, mode: str = "full") -> Verification:
     config, shape = Config(model=ModelConfig(path=str(model_dir))), read_model_shape(model_dir)
-    return Verification(mode, config, shape, parameters_of("qwen3_moe", shape))
+    return Verification(mode, config, shape, parameters_of(shape))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -61,7 +61,7 @@ def test_each_altered_tensor_is_named(converted, capsys, workers):
 
 def test_a_wrong_conversion_leaves_no_output(converted, tmp_path, capsys, monkeypatch):
     """Up and gate exchanged: exit code 1, the tensors named, nothing made."""
-    monkeypatch.setattr("alp_megatron.conversion.hf_tensors.hf_rows", exchanged_rows)
+    monkeypatch.setattr("alp_megatron.conversion.parameters.hf_rows", exchanged_rows)
     arguments = ["--hf", str(converted[0]), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["convert", "hf-to-megatron", *arguments]) == 1
     assert "FAILED model.layers.0.mlp.experts.0.gate_proj.weight" in capsys.readouterr().err
@@ -69,8 +69,6 @@ def test_a_wrong_conversion_leaves_no_output(converted, tmp_path, capsys, monkey
 
 
 def exchanged_rows(parameter, start, stop):
-    from alp_megatron.conversion.parameters import hf_rows
-
     names = dict(zip(parameter.hf_names, reversed(parameter.hf_names), strict=True))
     for name, low, high in hf_rows(parameter, start, stop):
         yield names[name], low, high

@@ -291,6 +291,6 @@ def test_no_space_in_mid_run(tmp_path, small_disk):
             load_file(last / "hf" / "model.safetensors").keys()
             == load_file(BASE_MODEL / "model.safetensors").keys()
         )
-        assert not list(run_dir.rglob("*.tmp"))
+        assert not list(run_dir.rglob("*.partial"))
     finally:
         command.end()

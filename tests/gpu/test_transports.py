@@ -29,7 +29,7 @@ def transport_of(name: str):
         from alp_megatron.weights.transport.nccl import Nccl
 
         return Nccl(capacity=8192), "1"
-    from alp_megatron.weights.transport.cuda_ipc import CudaIpc
+    from alp_megatron.weights.transport.memory import CudaIpc
 
     return CudaIpc(capacity=8192), "0"
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alp_megatron.rollout.settings import EngineSettings
-from alp_megatron.weights.quantize.scheme import scheme_of_model
-from alp_megatron.weights.quantize.stream import quantized, save_quantized
+from alp_megatron.weights.hf_model import write_model
+from alp_megatron.weights.quantize.scheme import quantization_config, scheme_of_model
+from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport import SharedBuffer, pack, unpack
 from alp_megatron.weights.verify import Digests
 
@@ -132,8 +133,13 @@ def run(directory: Path, case: Case) -> dict:
     exported = directory / f"{case.model}-new"
     if scheme is not None:
         stream = weights(directory, case, "new")
-        dtype = getattr(torch, case.dtype)
-        save_quantized(stream, scheme, exported, directory / case.name, dtype)
+        write_model(
+            quantized(stream, scheme),
+            exported,
+            directory / case.name,
+            getattr(torch, case.dtype),
+            quantization_config=quantization_config(scheme),
+        )
         exported = directory / case.name
     fresh = VllmWorker(settings(exported, case))
     KEPT.extend((running, fresh))

@@ -13,7 +13,7 @@ from alp_megatron.rollout.server.launch import ServerProcess
 from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.weights.quantize.scheme import scheme_of_model
 from alp_megatron.weights.quantize.stream import quantized
-from alp_megatron.weights.transport.shared_memory import SharedMemory
+from alp_megatron.weights.transport.memory import SharedMemory
 
 SEQUENCES = [[2, 3, 4, 9, 11], [(5 * i) % 64 for i in range(48)]]
 

@@ -17,7 +17,7 @@ from alp_megatron.rollout.server import engine as server_engine
 from alp_megatron.rollout.server.engine import ServerEngine
 from alp_megatron.rollout.server.pool import Server
 from alp_megatron.rollout.vllm.engine import VllmEngine
-from alp_megatron.weights.transport.shared_memory import SharedMemory
+from alp_megatron.weights.transport.memory import SharedMemory
 from alp_megatron.weights.verify import digest
 
 PROMPTS = [[2 + i % 60, 3, 1 + i % 7] for i in range(400)]

@@ -4,11 +4,11 @@ from collections import namedtuple
 
 import pytest
 
+from alp_megatron import files
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
-from alp_megatron.runtime import run_dir as module
 from alp_megatron.runtime.run_dir import prepare_run_dir
-from alp_megatron.tasks.tokenizer import write_model_files
+from alp_megatron.tasks.arithmetic import write_model_files
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_resume_needs_a_run(config):
 
 def test_a_full_disk_is_refused_before_anything_is_made(config, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     assert "0.00 GB free" in refusal(config, resume=False)
     assert not (tmp_path / "runs").exists()
 

@@ -9,9 +9,9 @@ from alp_megatron.config.layout import data_parallel_size, num_microbatches, wor
 from alp_megatron.config.load import load_config
 from alp_megatron.config.methods import METHODS
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_weights
 from alp_megatron.hf.shape import read_model_shape
-from alp_megatron.tasks.tokenizer import model_config, write_model_files
+from alp_megatron.hf.tensors import HfTensors
+from alp_megatron.tasks.arithmetic import model_config, write_model_files
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_shards_are_held_to_their_index(model, configure):
         index.write_text(json.dumps({"weight_map": weight_map}))
 
     name_shards(a="one.safetensors", b="two.safetensors")
-    assert check_weights(model) == {"a": (3,), "b": (3,)}
+    assert HfTensors(model).shapes == {"a": (3,), "b": (3,)}
     name_shards(a="one.safetensors", b="one.safetensors")
     assert "one.safetensors: lacks b" in refusal(configure())
     name_shards(a="one.safetensors", b="three.safetensors")

@@ -2,8 +2,9 @@
 
 import random
 
-from alp_megatron.weights.export import Part, buckets_of, entries_of
+from alp_megatron.weights.export import Part, entries_of
 from alp_megatron.weights.mapping import Rule
+from alp_megatron.weights.transport.buckets import bounded
 
 Q, K, V = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
 
@@ -39,7 +40,7 @@ def test_the_order_is_that_of_the_model():
 def test_buckets_are_bounded_and_whole():
     held = [part((f"model.layers.{i}.x",), 0, shape=(size,)) for i, size in enumerate(range(1, 40))]
     entries = entries_of(held)
-    buckets = list(buckets_of(entries, capacity=60, itemsize=2))
+    buckets = list(bounded(entries, lambda entry: entry.numel * 2, capacity=60))
     assert [entry for bucket in buckets for entry in bucket] == entries
     for bucket in buckets:
         assert len(bucket) == 1 or sum(entry.numel for entry in bucket) * 2 <= 60

@@ -1,6 +1,8 @@
 """Members on this machine: how many at once, what is said of them, what becomes of them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -8,8 +10,7 @@ from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.launch import local
 from alp_megatron.launch import local as cores
-from alp_megatron.launch import local as progress
-from alp_megatron.launch.local import Progress, cores_of, run_members, runs_at_once
+from alp_megatron.launch.local import MemberProgress, cores_of, run_members, runs_at_once
 from alp_megatron.launch.members import Member
 from tests.e2e.runs import QUICKSTART, REPO
 
@@ -78,24 +79,38 @@ def test_ctrl_c_ends_the_running_ones(tmp_path, members, monkeypatch):
         if len(shown) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Progress, "show", look)
+    monkeypatch.setattr(MemberProgress, "show", look)
     with pytest.raises(KeyboardInterrupt):
         run_members(tmp_path, members, 2)
     assert [member.index for member in shown[0]] == [1, 2] and FakeProcess.alive == []
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from alp_megatron.launch import local
+with local._locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_one_command_at_a_time(tmp_path, members):
-    with local._locked(tmp_path), pytest.raises(UserError, match="another process runs its"):
-        run_members(tmp_path, members)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLDER, tmp_path]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=REPO) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process runs its"):
+            run_members(tmp_path, members)
 
 
 def test_the_updating_line(tmp_path, members, monkeypatch, capsys):
     """After 10 s one of four members has made its two steps and another one of its own."""
     clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(local.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "160")
-    display = Progress(tmp_path, members)
+    display = MemberProgress(tmp_path, members)
     for member, steps in zip(members, (2, 1), strict=False):
         lines = [json.dumps({"step": step, "reward/mean": 0.25}) + "\n" for step in range(steps)]
         (member.run_dir(tmp_path) / "metrics.jsonl").write_text("".join(lines))

@@ -27,7 +27,7 @@ FORMATS = ("none", "int8", "fp8", "fp8_block", "int4")
 
 
 class InMemory:
-    """A Checkpoint of given tensors."""
+    """An HfTensors of given tensors."""
 
     model_dir = "base"
 

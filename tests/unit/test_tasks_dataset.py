@@ -7,9 +7,9 @@ import pytest
 
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
+from alp_megatron.tasks.arithmetic import VOCABULARY, build_tokenizer, write_model_files
 from alp_megatron.tasks.dataset import PromptItem, read_items
 from alp_megatron.tasks.task import ShuffledItems, build_task
-from alp_megatron.tasks.tokenizer import VOCABULARY, build_tokenizer, write_model_files
 
 GOOD = {
     "prompt": [{"role": "user", "content": "1+2+3+4"}],

@@ -6,8 +6,8 @@ import torch
 from alp_megatron.check.rollout import check_quantization
 from alp_megatron.config.load import config_from
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_weights
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import HfTensors
 from tests.families import SHAPES, make_family_model
 
 
@@ -15,7 +15,7 @@ def check(directory, *overrides: str) -> str:
     """The refusal, '' if there is none."""
     config = config_from({"model": {"path": str(directory)}}, ["runtime.device=cpu", *overrides])
     try:
-        check_quantization(config, check_weights(directory), read_model_shape(directory))
+        check_quantization(config, HfTensors(directory).shapes, read_model_shape(directory))
     except UserError as error:
         return str(error)
     return ""

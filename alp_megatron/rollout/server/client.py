@@ -11,7 +11,7 @@ import aiohttp
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import check_weights
+from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.settings import EngineSettings, engine_settings
 
@@ -34,7 +34,7 @@ def new_session() -> aiohttp.ClientSession:
 
 
 async def post(session: aiohttp.ClientSession, url: str, path: str, body: Any = None) -> Any:
-    """The reply's JSON.
+    """Returns the reply's JSON.
 
     Raises EngineError with the server's own words where it refuses, and ServerLost.
     """
@@ -54,13 +54,13 @@ async def post(session: aiohttp.ClientSession, url: str, path: str, body: Any = 
 
 
 async def call(session: aiohttp.ClientSession, url: str, method: str, **arguments) -> Any:
-    """A method of vllm_receivers.WorkerExtension; every server has one worker."""
+    """Calls a method of vllm/receivers.py's WorkerExtension; every server has one worker."""
     body = {"method": method, "kwargs": arguments}
     return (await post(session, url, "/collective_rpc", body))["results"][0]
 
 
 async def healthy(session: aiohttp.ClientSession, url: str) -> bool:
-    """The server answers, and its engine is alive."""
+    """Returns whether the server answers, and its engine is alive."""
     timeout = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
     try:
         async with session.get(f"{url}/health", timeout=timeout) as response:
@@ -70,14 +70,16 @@ async def healthy(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def until_unhealthy(session: aiohttp.ClientSession, url: str) -> None:
-    """Also when the server hangs, with its connections open."""
+    """Returns when the server is not healthy any more, also when it hangs with its connections
+    open.
+    """
     await asyncio.sleep(HEALTH_INTERVAL)
     while await healthy(session, url):
         await asyncio.sleep(HEALTH_INTERVAL)
 
 
 async def watched(session: aiohttp.ClientSession, url: str, work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` returns. Raises ServerLost where the server hangs meanwhile."""
+    """Returns what `work` returns. Raises ServerLost where the server hangs meanwhile."""
     tasks = asyncio.ensure_future(work), asyncio.ensure_future(until_unhealthy(session, url))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -98,7 +100,7 @@ async def until_healthy(
 
 
 async def weight_label(session: aiohttp.ClientSession, url: str) -> str:
-    """The version of its weights as text; 'default' before the first update."""
+    """Returns the version of its weights as text; 'default' before the first update."""
     try:
         async with session.get(f"{url}/weight_info") as response:
             return (await response.json())["weight_version"]
@@ -107,7 +109,7 @@ async def weight_label(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def _message(text: str) -> str:
-    """The sentence inside vLLM's error reply."""
+    """Returns the sentence inside vLLM's error reply."""
     try:
         message = json.loads(text)["error"]["message"]
     except (ValueError, KeyError, TypeError):
@@ -117,7 +119,7 @@ def _message(text: str) -> str:
 
 def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
     """Can be written as JSON. The weights themselves are not part of it: they are replaced."""
-    shapes = sorted(check_weights(Path(settings.model_dir)).items())
+    shapes = sorted(HfTensors(settings.model_dir).shapes.items())
     return {
         "model": f"{Path(settings.model_dir).name} ({len(shapes)} tensors)",
         "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),
@@ -131,7 +133,7 @@ def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """What a server has that the run does not want, in words."""
+    """Says what a server has that the run does not want."""
     if theirs.get("tensors") != ours["tensors"]:
         return f"serves the model {theirs.get('model')}, but the run's is {ours['model']}"
     for key, value in ours.items():

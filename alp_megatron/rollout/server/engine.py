@@ -45,7 +45,7 @@ class ServerEngine:
     depends on which server is free.
 
     Args:
-        transport_name: the one in vllm_receivers.RECEIVERS that belongs to `transport`.
+        transport_name: the one in RECEIVERS of vllm/receivers.py that belongs to `transport`.
         start, count, urls: see ServerPool.
     """
 
@@ -198,7 +198,7 @@ class ServerEngine:
 
 
 def _agreed(received: list[dict[str, str]]) -> dict[str, str]:
-    """Every server's digests. Raises EngineError naming a tensor of which they differ."""
+    """Returns every server's digests. Raises EngineError naming a tensor of which they differ."""
     first, *others = received
     for other in others:
         for name, digest in first.items():

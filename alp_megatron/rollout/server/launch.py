@@ -16,13 +16,14 @@ _GRACE_SECONDS = 10
 
 
 class ServerProcess:
-    """A server of this machine's. The constructor returns at once, while vLLM starts.
+    """Starts and ends a server of this machine's. The constructor returns at once, while vLLM
+    starts.
 
     Construct it on a thread that lives as long as the server shall: Linux ends the process with
     that thread.
 
     Args:
-        transport: name of the way that the weights come, see vllm_receivers.RECEIVERS.
+        transport: name of the way that the weights come, see vllm/receivers.py, RECEIVERS.
         log_path: file that takes all that the server prints; appended to. None: the console.
         port: 0 for a free one.
         gpu: the one that it uses, as CUDA_VISIBLE_DEVICES names it; None for what it finds.
@@ -62,7 +63,7 @@ class ServerProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while it lives."""
+        """The exit code, None while it lives."""
         return self._process.poll()
 
     def how_it_ended(self) -> str:
@@ -88,7 +89,7 @@ class ServerProcess:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Bound here, so that the port cannot be taken while the server starts."""
+    """Binds the address here, so that the port cannot be taken while the server starts."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)

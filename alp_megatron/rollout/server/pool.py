@@ -21,7 +21,7 @@ from alp_megatron.rollout.server.launch import ServerProcess
 
 
 class Routable(Protocol):
-    """A server, as the routing sees it."""
+    """Describes a server, as the routing sees it."""
 
     serving: bool  # holds the current weights and is alive
     in_flight: int  # requests that it has not answered yet

@@ -1,8 +1,9 @@
 """A vLLM server's process: `python -m alp_megatron.rollout.server.process SOCKET PARENT TRANSPORT`.
 
 SOCKET is an inherited descriptor that listens already, PARENT the process that this one must not
-outlive, TRANSPORT a name in vllm_receivers.RECEIVERS. The rest of the settings
-comes through the environment, for the engine's process that vLLM makes needs them as well.
+outlive, TRANSPORT a name in RECEIVERS of vllm/receivers.py. The rest of
+the settings comes through the environment, for the engine's process that vLLM makes needs them as
+well.
 
 What answers is vLLM's own API server, as `vllm serve` starts it.
 """
@@ -26,7 +27,7 @@ os.environ[_PARENT] = str(os.getpid())
 
 
 def arguments(transport: str):
-    """What `vllm serve` would have parsed from its command line."""
+    """Returns what `vllm serve` would have parsed from its command line."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 from torch import Tensor
@@ -14,12 +14,8 @@ from alp_megatron.weights.transport.buckets import Transport
 UPDATING = "updating"  # the label of weights that are not whole
 
 
-class Updatable(Protocol):
-    url: str
-
-
 class HttpReceivers:
-    """Receivers of servers. One that is lost on the way is left out from then on.
+    """Implements Receivers for servers. One that is lost on the way is left out from then on.
 
     Args:
         run: runs a coroutine to its end.
@@ -49,7 +45,7 @@ class HttpReceivers:
         self.each("/update_weights", {"update_info": info})
 
     def each(self, path: str, body: Any = None) -> list[Any]:
-        """POST to every server at once; `body` is one for all, or a list with one for each."""
+        """Posts to every server at once; `body` is one for all, or a list with one for each."""
         bodies = body if isinstance(body, list) else [body] * self.count
         asked = [(post, path, {"body": one}) for one in bodies]
         return self._all(asked)
@@ -93,7 +89,7 @@ def update_servers(
     version: int,
     digests: bool,
 ) -> list[dict[str, str]]:
-    """Pause, replace the weights, drop the prefix caches, set the version, resume.
+    """Pauses, replaces the weights, drops the prefix caches, sets the version, resumes.
 
     A server whose update fails stays paused, with UPDATING for its version: nobody gets a sample
     of half-replaced weights.

@@ -1,11 +1,10 @@
 """Checks that a weight update is a whole checkpoint, and says which tensor spoils it."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from torch import Tensor
 
-from alp_megatron.hf.files import Shapes, check_weights
+from alp_megatron.hf.tensors import HfTensors, Shapes
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.settings import EngineSettings
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED, scheme_of
@@ -17,7 +16,7 @@ TIED_HEAD = "lm_head.weight"
 
 def expected_shapes(settings: EngineSettings) -> Shapes:
     """What an update must bring: the checkpoint's tensors, or the codes and scales for them."""
-    shapes = check_weights(Path(settings.model_dir))
+    shapes = HfTensors(settings.model_dir).shapes
     if settings.quantization == UNQUANTIZED:
         return shapes
     scheme = scheme_of(shapes, settings.quantization, tuple(settings.quantization_ignore))

@@ -30,9 +30,8 @@ from alp_megatron.rollout.settings import settings_from_environment
 from alp_megatron.rollout.vllm.patches import apply_patches, refresh_tied_head
 from alp_megatron.rollout.vllm.receipt import Receipt, expected_shapes
 from alp_megatron.weights.transport.buckets import Assembler, Bucket, Memory, from_json
-from alp_megatron.weights.transport.cuda_ipc import map_memory
 from alp_megatron.weights.transport.directory import read_bucket
-from alp_megatron.weights.transport.shared_memory import SharedBuffer
+from alp_megatron.weights.transport.memory import SharedBuffer, map_memory
 
 SETTINGS = settings_from_environment()
 EXPECTED = expected_shapes(SETTINGS)
@@ -105,7 +104,7 @@ class _PathAndSize(WeightTransferInitInfo):
 
 
 class SharedMemoryReceiver(_ReceivesBuckets):
-    """Of transport/shared_memory.py."""
+    """The engine's end of transport/memory.py's SharedMemory."""
 
     init_info_cls, update_info_cls = _PathAndSize, _Pieces
     _buffer: SharedBuffer | None = None
@@ -158,7 +157,7 @@ class _DeviceMemory(WeightTransferInitInfo):
 
 
 class CudaIpcReceiver(_ReceivesBuckets):
-    """Of transport/cuda_ipc.py."""
+    """The engine's end of transport/memory.py's CudaIpc."""
 
     init_info_cls, update_info_cls = _DeviceMemory, _Pieces
 
@@ -205,7 +204,7 @@ class WorkerExtension:
         return identity(SETTINGS, transport)
 
     def leave_scratch(self) -> None:
-        """The start is over, and its temporary directory goes; see server_process."""
+        """The start is over, and its temporary directory goes; see server/process.py."""
         del os.environ["TMPDIR"]
         tempfile.tempdir = None
 

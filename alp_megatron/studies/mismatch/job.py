@@ -193,12 +193,11 @@ def _rollout(
 def _send_weights(config: Config, scheme: Scheme, engine) -> None:
     import torch
 
-    from alp_megatron.conversion.hf_tensors import HfTensors
+    from alp_megatron.hf.tensors import HfTensors
     from alp_megatron.weights.quantize.stream import quantized
 
-    tensors, dtype = HfTensors(Path(config.model.path)), getattr(torch, config.rollout.dtype)
-    weights = ((name, tensors.rows(name).to(dtype)) for name in tensors.names())
-    engine.update_weights(quantized(weights, scheme), version=0)
+    tensors, dtype = HfTensors(config.model.path), getattr(torch, config.rollout.dtype)
+    engine.update_weights(quantized(tensors.stream(dtype), scheme), version=0)
 
 
 def _trainer(own: Config, name: str, records: list[dict], tokens: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from alp_megatron.fp8.rounding import E4M3, largest, saturate
 from alp_megatron.weights.quantize.scheme import BLOCK
 
 # The scale of what is all zeros (compressed-tensors' choice): any will do, but none may be 0.
@@ -23,8 +24,9 @@ CACHED = 2**18
 
 
 def by_pieces(quantize: Quantize, weight: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """`quantize(weight)`, for a quantisation that looks at no other row, or at no other
-    `multiple` of rows, to make the codes and scales of one."""
+    """Does `quantize(weight)` piece by piece, for a quantisation that looks at no other row, or at
+    no other `multiple` of rows, to make the codes and scales of one.
+    """
     if weight.is_cuda:
         return quantize(weight)
     rows = max(1, CACHED // (weight.shape[1] * multiple)) * multiple
@@ -54,7 +56,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 # With a scale for each tensor it would decode and encode the parts again under their largest scale,
 # so that the running codes are not those that were sent. Scales per channel stack as they are.
 
-LARGEST = 448.0  # of e4m3
+LARGEST = largest(E4M3)  # 448
 
 
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight = weight.float()
     scales = nonzero(weight.abs().amax(1, keepdim=True) / LARGEST)
-    return _cast(weight / scales), scales
+    return saturate(weight / scales, E4M3), scales
 
 
 def quantize_fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +82,7 @@ def quantize_fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     blocks = padded.view(rows, BLOCK, columns, BLOCK)
     scales = nonzero(blocks.abs().amax((1, 3)) / LARGEST)
     codes = (blocks / scales[:, None, :, None]).view(padded.shape)[:n, :k]
-    return _cast(codes).contiguous(), scales
-
-
-def _cast(quotient: Tensor) -> Tensor:
-    # Beyond 448 some versions of torch cast to NaN.
-    return quotient.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return saturate(codes, E4M3).contiguous(), scales
 
 
 INT4_LEVELS = 15  # from -8 to 7

@@ -12,7 +12,7 @@ from typing import Any
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import Shapes, check_weights
+from alp_megatron.hf.tensors import HfTensors, Shapes
 
 UNQUANTIZED = "none"
 BLOCK = 128  # rows and columns of an fp8 block
@@ -25,7 +25,7 @@ _LINEAR = re.compile(r"model\.layers\.\d+\..*_proj(_with_mqa)?\.weight")
 
 
 def is_linear(name: str) -> bool:
-    """Whether a checkpoint's tensor is the weight of a linear layer of the decoder."""
+    """Returns whether a checkpoint's tensor is the weight of a linear layer of the decoder."""
     return _LINEAR.fullmatch(name) is not None
 
 
@@ -75,7 +75,7 @@ class Scheme:
 
 
 def rollout_scheme(config: Config) -> Scheme | None:
-    """The scheme that a configuration asks for; None for an engine that is not quantised."""
+    """Returns the scheme that a configuration asks for; None for an engine that is not quantised."""
     rollout = config.rollout
     if rollout.quantization == UNQUANTIZED:
         return None
@@ -84,12 +84,12 @@ def rollout_scheme(config: Config) -> Scheme | None:
 
 
 def scheme_of_model(model_dir: str | Path, quantization: str, ignore: tuple[str, ...]) -> Scheme:
-    """The scheme of a Hugging Face directory, from the headers of its weights."""
-    return scheme_of(check_weights(Path(model_dir)), quantization, ignore)
+    """Returns the scheme of a Hugging Face directory, from the headers of its weights."""
+    return scheme_of(HfTensors(model_dir).shapes, quantization, ignore)
 
 
 def scheme_of(shapes: Shapes, quantization: str, ignore: tuple[str, ...]) -> Scheme:
-    """Every linear weight but those that `ignore` names or that the format cannot hold.
+    """Finds every linear weight but those that `ignore` names or that the format cannot hold.
 
     Args:
         shapes: of the unquantised checkpoint.
@@ -146,7 +146,7 @@ def _ignored(linear: list[str], patterns: tuple[str, ...]) -> set[str]:
 
 
 def _fit(name: str, shapes: Shapes, quantization: str) -> tuple[str, int]:
-    """Why the format cannot hold the weight, or '', and int4's group size."""
+    """Returns why the format cannot hold the weight, or '', and int4's group size."""
     if quantization == "int4":
         k = shapes[name][1]
         group = next((g for g in GROUPS if k % g == 0), 0)
@@ -160,7 +160,9 @@ def _fit(name: str, shapes: Shapes, quantization: str) -> tuple[str, int]:
 
 
 def _fused_with(name: str) -> tuple[str, ...]:
-    """The weights of the matrix that vLLM makes of this one, itself among them, in their order."""
+    """Returns the weights of the matrix that vLLM makes of this one, itself among them, in their
+    order.
+    """
     parent, module, _ = name.rsplit(".", 2)
     group = next((g for g in _FUSED if module in g), (module,))
     return tuple(f"{parent}.{part}.weight" for part in group)
@@ -175,7 +177,9 @@ _FORMATS = {
 
 
 def quantization_config(scheme: Scheme) -> dict[str, Any]:
-    """What vLLM and compressed-tensors must know to read the codes; see QuantizationArgs there."""
+    """Returns what vLLM and compressed-tensors must know to read the codes; see QuantizationArgs
+    there.
+    """
     ignore = [*scheme.unquantized, "lm_head.weight"]  # a tied one is not among the tensors
     return {
         "quant_method": "compressed-tensors",

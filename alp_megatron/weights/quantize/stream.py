@@ -1,10 +1,8 @@
 """What happens to the export stream on its way to an engine: quantisation, or noise on purpose."""
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from torch import Tensor
 from alp_megatron.errors import UserError
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.perturbation.noise import gaussian
-from alp_megatron.weights.hf_model import write_model
 from alp_megatron.weights.quantize.codes import (
     by_pieces,
     pack_int4,
@@ -21,7 +18,7 @@ from alp_megatron.weights.quantize.codes import (
     quantize_int4,
     quantize_int8,
 )
-from alp_megatron.weights.quantize.scheme import BLOCK, Scheme, is_linear, quantization_config
+from alp_megatron.weights.quantize.scheme import BLOCK, Scheme, is_linear
 
 
 def quantized(
@@ -67,38 +64,6 @@ def _codes_and_scales(weight: Tensor, quantization: str, group: int) -> tuple[Te
         return pack_int4(codes), scales
 
     return by_pieces(packed, weight)
-
-
-def save_quantized(
-    stream: Iterable[tuple[str, Tensor]],
-    scheme: Scheme,
-    source_dir: str | Path,
-    out_dir: str | Path,
-    dtype: torch.dtype,
-) -> None:
-    """Write what a live sync would send: safetensors, and config.json with quantization_config.
-
-    Args:
-        stream: (Hugging Face name, whole tensor in `dtype`) of the unquantised model.
-        source_dir: the model whose config.json and tokenizer are taken.
-        out_dir: appears when it is whole; must not exist.
-
-    Raises UserError naming a tensor that cannot be quantised.
-    """
-    out_dir = Path(out_dir)
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    try:
-        write_model(
-            quantized(stream, scheme),
-            Path(source_dir),
-            partial,
-            dtype,
-            quantization_config=quantization_config(scheme),
-        )
-        partial.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True)

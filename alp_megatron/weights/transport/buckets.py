@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 # What moves weights from the trainer's rank 0 to one or several running engines.
 #
-# A transport is the trainer's end; `rollout/vllm_receivers.py` has the engines' ends, registered
+# A transport is the trainer's end; `rollout/vllm/receivers.py` has the engines' ends, registered
 # with vLLM's weight-transfer API. The API carries the few bytes that say what comes next, over
 # HTTP; the transport carries the tensors, a bucket at a time. Whoever drives the update pauses
 # generation before it, and drops the prefix caches and sets the engines' version after it.
@@ -46,6 +46,23 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leaves nothing behind; may be called again."""
+
+
+T = TypeVar("T")
+
+
+def bounded(items: Iterable[T], size_of: Callable[[T], int], capacity: int) -> Iterator[list[T]]:
+    """Yields the items in order, as many together as `capacity` holds, and at least one."""
+    held: list[T] = []
+    size = 0
+    for item in items:
+        if held and size + size_of(item) > capacity:
+            yield held
+            held, size = [], 0
+        held.append(item)
+        size += size_of(item)
+    if held:
+        yield held
 
 
 # A stream of tensors as buckets of a bounded size.
@@ -98,7 +115,7 @@ class Buffer(Protocol):
     capacity: int
 
     def view(self, piece: Piece) -> Tensor:
-        """The piece's elements where they lie, `[count]`."""
+        """Returns the piece's elements where they lie, `[count]`."""
 
 
 class Memory:
@@ -148,7 +165,8 @@ class Assembler:
         self._flat: Tensor | None = None  # of the tensor whose last piece is to come
 
     def take(self, bucket: Bucket, view: Callable[[Piece], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that the bucket completes, where `view` has them, in memory of their own.
+        """Yields the tensors that the bucket completes, where `view` has them, in memory of their
+        own.
 
         The copy is needed: vLLM keeps the tensors of a layer until it has all of them, when the
         buffer may hold another bucket already.
@@ -164,7 +182,7 @@ class Assembler:
 
 
 def unpack(buckets: Iterable[Bucket], buffer: Buffer) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that `pack` put into the buffer."""
+    """Yields the tensors that `pack` put into the buffer."""
     assembler = Assembler()
     for bucket in buckets:
         yield from assembler.take(bucket, buffer.view)

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alp_megatron.errors import RunError, UserError
+from alp_megatron.errors import RunError
+from alp_megatron.files import disk_errors
 from alp_megatron.weights.transport.buckets import (
     DEFAULT_CAPACITY,
     Bucket,
@@ -65,18 +66,18 @@ class Directory:
 def write_bucket(path: Path, version: int, bucket: Bucket, buffer: Buffer) -> int:
     """Returns the checksum of the pieces. Raises UserError if the file cannot be written."""
     pieces = {piece.name: buffer.view(piece) for piece in bucket}
-    try:
+    with disk_errors(
+        lambda error: (
+            f"weights cannot be written to {path.parent} ({error}): free some space or "
+            "choose another run_dir."
+        )
+    ):
         save_file(pieces, path, metadata={"version": str(version)})
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"weights cannot be written to {path.parent} ({error}): free some space or choose "
-            "another run_dir."
-        ) from None
     return _checksum(pieces[piece.name] for piece in bucket)
 
 
 def read_bucket(path: Path, version: int, bucket: Bucket, checksum: int) -> dict[str, Tensor]:
-    """Name -> the elements of each piece, `[count]`.
+    """Returns name -> the elements of each piece, `[count]`.
 
     Raises RunError naming the file if it is missing, torn or of another version, and the tensor
     if its piece is not the announced one.

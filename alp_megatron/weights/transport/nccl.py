@@ -4,13 +4,13 @@ The engines' end is vLLM's own (`vllm.distributed.weight_transfer.nccl_engine`, 
 tensor by tensor). The trainer's rank 0 is rank 0 of the group, each engine is one more.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Receivers
+from alp_megatron.weights.transport.buckets import DEFAULT_CAPACITY, Receivers, bounded
 
 
 class Nccl:
@@ -49,7 +49,9 @@ class Nccl:
         stream = torch.cuda.current_stream()
         thread = ThreadPoolExecutor(1)
         try:
-            for group in _bounded(tensors, self._capacity):
+            # NCCL needs them contiguous and on the GPU.
+            on_gpu = ((name, tensor.detach().cuda().contiguous()) for name, tensor in tensors)
+            for group in bounded(on_gpu, lambda named: named[1].nbytes, self._capacity):
                 info = {
                     "names": [name for name, _ in group],
                     "dtype_names": [str(t.dtype).removeprefix("torch.") for _, t in group],
@@ -67,19 +69,3 @@ class Nccl:
         if self._group is not None:
             self._group.destroy()
             self._group = None
-
-
-def _bounded(
-    tensors: Iterable[tuple[str, Tensor]], capacity: int
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Groups of tensors on the GPU, contiguous as NCCL needs them."""
-    group: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in tensors:
-        if group and size + tensor.nbytes > capacity:
-            yield group
-            group, size = [], 0
-        group.append((name, tensor.detach().cuda().contiguous()))
-        size += tensor.nbytes
-    if group:
-        yield group
