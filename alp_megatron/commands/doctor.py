@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,6 +34,14 @@ class Check:
     name: str
     found: str
     mend: str = ""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds none."""
+
+
+def run(arguments: Namespace) -> int:
+    return doctor()
 
 
 def doctor() -> int:
