@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "make report.html and figures of a run, or of several",
     "convert": "turn a model into a Megatron checkpoint or back",
     "launch": "submit runs and sweeps to Slurm",
+    "config": "every key with its type, default and meaning; or the values of a file",
     "doctor": "what is installed and what this machine can run",
 }
 

@@ -8,7 +8,9 @@ import pytest
 
 from alp_megatron import __version__
 from alp_megatron.cli import COMMANDS, main, parse
-from alp_megatron.config.load import load_config
+from alp_megatron.config.load import config_from, flat, load_config
+from alp_megatron.config.reference import keys
+from alp_megatron.config.schema import Config, Fp8Config, ModelConfig
 from tests.e2e.runs import REPO
 
 COMMAND = Path(sys.executable).with_name("alp-megatron")
@@ -91,3 +93,33 @@ def test_a_dry_run_prints_what_would_run_and_writes_nothing(tmp_path, capsys):
     assert "is not empty: continue that run with --resume" in capsys.readouterr().err
     assert main([*words, model, "trainer.global_batch_size=7"]) == 2
     assert "trainer.global_batch_size=7" in capsys.readouterr().err
+
+
+def test_config_tells_of_every_key_and_of_those_below_one(capsys):
+    assert main(["config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.partition("  (")[0] for line in lines if not line.startswith(" ")}
+    tree = flat(Config(model=ModelConfig(path="m", fp8=Fp8Config())).model_dump())
+    assert told == {*tree, "model.fp8"}
+    assert all(len(line) <= 100 for line in lines if line.startswith(" "))
+    assert main(["config", "trainer"]) == 0
+    printed = capsys.readouterr().out
+    assert "trainer.lr  (number, >= 0; default 1e-05)\n    learning rate" in printed
+    assert "rollout.engine" not in printed and "trainer.steps" in printed
+
+
+def test_defaults_that_config_prints_are_the_defaults():
+    given = [f"{key.name}={key.default}" for key in keys() if key.default is not None]
+    plain = config_from({}, ["model.path=m"])
+    told = config_from({}, ["model.path=m", *(g for g in given if "model.fp8." not in g)])
+    assert told == plain
+
+
+def test_config_prints_the_values_of_a_file(capsys):
+    words = ["config", str(REPO / "configs/quickstart.yaml"), "trainer.lr=3e-3"]
+    assert main(words) == 0
+    assert "\n  lr: 0.003\n" in capsys.readouterr().out
+    assert main(["config", "trainr.lr"]) == 2
+    assert "did you mean trainer.lr" in capsys.readouterr().err
+    assert main(["config", "trainer.lr=1"]) == 2
+    assert "name one before it" in capsys.readouterr().err
