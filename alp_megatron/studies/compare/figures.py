@@ -1,6 +1,5 @@
 """A comparison's figures: scores by step, envelopes at the last step."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
@@ -23,7 +22,7 @@ from alp_megatron.metrics.envelope import (
 )
 from alp_megatron.metrics.intervals import mean_band
 from alp_megatron.metrics.tokens import TokenRatios
-from alp_megatron.report.canvas import BLUE, GREY, ORANGE, STYLE, series_style
+from alp_megatron.report.canvas import BLUE, GREY, ORANGE, STYLE, png_file, series_style
 from alp_megatron.report.envelope_figures import X_LABELS, Y_LABELS, draw_envelope
 from alp_megatron.report.figures import scores, series
 from alp_megatron.studies.compare.outcomes import read_records
@@ -57,9 +56,7 @@ def draw_scores(runs: Runs) -> bytes:
             grid[-1, column].set_xlabel("training step")
         handles, labels = legend_entries(grid.flat)
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160)
-    return png.getvalue()
+        return png_file(figure, dpi=160)
 
 
 def draw_mean(axes: Axes, curves: list[Curve], label: str, style: dict) -> None:
@@ -111,9 +108,7 @@ def draw_envelopes(methods: Methods) -> bytes:
             _draw_level(part, level, methods, (rows, columns))
         handles, labels = legend_entries(figure.get_axes())
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160)
-    return png.getvalue()
+        return png_file(figure, dpi=160)
 
 
 def _draw_level(part: SubFigure, level: Level, methods: Methods, shape: tuple[int, int]) -> None:

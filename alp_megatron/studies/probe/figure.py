@@ -1,6 +1,5 @@
 """Figure 3: each method's ratio envelopes on the same rollouts, without and with the noise."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from alp_megatron.metrics.envelope import (
     envelope_width,
 )
 from alp_megatron.metrics.tokens import Numerator, TokenRatios
-from alp_megatron.report.canvas import GREY, STYLE, series_style
+from alp_megatron.report.canvas import GREY, STYLE, png_file, series_style
 from alp_megatron.report.envelope_figures import X_LABELS, draw_envelope
 from alp_megatron.studies.probe.files import read_tokens
 
@@ -45,9 +44,7 @@ def draw_figure(tokens: dict[str, TokenRatios]) -> bytes:
         _envelopes(grid[:-1], tokens)
         _widths(grid[-1], tokens)
         _legends(figure, grid)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+        return png_file(figure, dpi=150)
 
 
 def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
