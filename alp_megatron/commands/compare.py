@@ -5,14 +5,14 @@ from argparse import ArgumentParser, Namespace
 from alp_megatron.commands.arguments import add_config
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.studies.compare.config import load_comparison, split_overrides
-from alp_megatron.studies.compare.run import (
-    check_directory,
+from alp_megatron.studies.compare.trials import (
+    check_definitions,
+    check_runs,
     due,
     parallel_runs,
     run_due,
-    write_results,
+    trials_of,
 )
-from alp_megatron.studies.compare.trials import plan
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,8 +35,9 @@ def run(arguments: Namespace) -> int:
     of_runs, own = split_overrides(arguments.overrides)
     chosen = arguments.methods, arguments.mismatch, arguments.seeds
     comparison = load_comparison(arguments.config, own, *chosen)
-    trials = plan(comparison, of_runs)
-    check_directory(comparison, trials, arguments.table_only)
+    trials = trials_of(comparison, of_runs)
+    check_definitions(comparison)
+    check_runs(trials, arguments.table_only)
     if arguments.dry_run:
         waiting = due(trials)
         for trial in waiting:
@@ -44,6 +45,8 @@ def run(arguments: Namespace) -> int:
         if waiting:
             print(f"{parallel_runs(waiting, arguments.parallel)} at once")
         return 0
+    from alp_megatron.studies.compare.document import write_results
+
     failure = None
     if not arguments.table_only:
         try:

@@ -11,7 +11,7 @@ from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
 from alp_megatron.runtime.launcher import launch, under_launcher
 from alp_megatron.studies.probe.files import prepare, read_configs, read_record
-from alp_megatron.studies.probe.plan import plan
+from alp_megatron.studies.probe.setup import set_up
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Checks everything that can be checked, runs the methods still to do, draws the figure."""
     chosen = arguments.methods, arguments.updates, arguments.out, arguments.start
-    wanted = plan(arguments.config, arguments.overrides, *chosen)
+    wanted = set_up(arguments.config, arguments.overrides, *chosen)
     check_inputs(wanted.config)
     if under_launcher():
         first = os.environ["RANK"] == "0"

@@ -27,15 +27,15 @@ _TITLES = {"clean": "clean policy", "perturbed": "perturbed policy"}
 
 
 def write_figure(out: Path, methods: list[str]) -> Path:
-    """figures/figure3.png of a probe's directory. Returns its path."""
+    """Draws figures/figure3.png of a probe's directory. Returns its path."""
     path = out / "figures" / "figure3.png"
     write_atomic(path, draw_figure({name: read_tokens(out, name) for name in methods}))
     return path
 
 
 def draw_figure(tokens: dict[str, TokenRatios]) -> bytes:
-    """A PNG: a row a method, the clean and the perturbed numerator side by side on equal axes;
-    below, how wide each method's envelope is at each update.
+    """Returns a PNG: a row a method, the clean and the perturbed numerator side by side on equal
+    axes; below, how wide each method's envelope is at each update.
     """
     with rc_context(STYLE):
         rows = len(tokens) + 1
@@ -81,7 +81,7 @@ def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
 
 
 def merged(edges: np.ndarray, x_of_groups: list[np.ndarray], fewest: int) -> np.ndarray:
-    """Neighbouring bins joined until each holds `fewest` points of every group.
+    """Joins neighbouring bins until each holds `fewest` points of every group.
 
     A good model finds most of its own tokens likely: of equal bins only those near 0 would be
     full. They are joined from there on; too few at the lower end join the last bin made.
@@ -101,7 +101,7 @@ def merged(edges: np.ndarray, x_of_groups: list[np.ndarray], fewest: int) -> np.
 
 
 def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
-    """The first panel's scale serves both."""
+    """Draws both panels on the first one's scale."""
     for axes, numerator in zip(row, NUMERATORS, strict=True):
         axes.sharey(row[0])
         axes.tick_params(labelleft=numerator == "clean")
@@ -114,7 +114,7 @@ def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
 
 
 def width_by_update(ratios: TokenRatios, numerator: Numerator) -> tuple[np.ndarray, np.ndarray]:
-    """(updates [u], percentile 98 less percentile 2 of their tokens' log ratio, nats [u])."""
+    """Returns (updates [u], percentile 98 less 2 of their tokens' log ratio, nats [u])."""
     train = ratios.train_logprobs(numerator)
     updates = np.unique(ratios.update)
     members = [ratios.update == update for update in updates]
@@ -123,7 +123,7 @@ def width_by_update(ratios: TokenRatios, numerator: Numerator) -> tuple[np.ndarr
 
 
 def _legends(figure: Figure, grid: np.ndarray) -> None:
-    """The staleness above all panels, the methods below them."""
+    """Puts the staleness above all panels, the methods below them."""
     for axes, place in (
         (grid[0, 0], "outside upper center"),
         (grid[-1, 0], "outside lower center"),
