@@ -1,1 +1,1 @@
-"""What each command of `alp-megatron` does."""
+"""The commands of `alp-megatron`, a module each: its arguments, and what it does."""

@@ -1,21 +1,32 @@
 """`alp-megatron compare`."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
+from alp_megatron.commands.arguments import add_config
 from alp_megatron.errors import RunError, UserError
 from alp_megatron.studies.compare.config import load_comparison, split_overrides
-from alp_megatron.studies.compare.run import (
-    check_directory,
+from alp_megatron.studies.compare.trials import (
+    check_definitions,
+    check_runs,
     due,
     parallel_runs,
     run_due,
-    write_results,
+    trials_of,
 )
-from alp_megatron.studies.compare.trials import plan
 
 
-def compare(arguments: Namespace) -> int:
-    """Check every run, run what has not finished, then tabulate and draw what has.
+def add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser, "YAML file, as in configs/comparisons")
+    parser.add_argument("--methods", help="separated by commas; those of the file else")
+    parser.add_argument("--mismatch", help="some of the file's, separated by commas; all else")
+    parser.add_argument("--seeds", help="as in 1,2,3; those of the file else")
+    parser.add_argument("--parallel", type=int, help="runs at once; as the cores allow else")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs that are due")
+    parser.add_argument("--table-only", action="store_true", help="of the runs that are there")
+
+
+def run(arguments: Namespace) -> int:
+    """Checks every run, runs what has not finished, then tabulates and draws what has.
 
     Where runs failed, the others are tabulated before the failure is reported.
     """
@@ -24,8 +35,9 @@ def compare(arguments: Namespace) -> int:
     of_runs, own = split_overrides(arguments.overrides)
     chosen = arguments.methods, arguments.mismatch, arguments.seeds
     comparison = load_comparison(arguments.config, own, *chosen)
-    trials = plan(comparison, of_runs)
-    check_directory(comparison, trials, arguments.table_only)
+    trials = trials_of(comparison, of_runs)
+    check_definitions(comparison)
+    check_runs(trials, arguments.table_only)
     if arguments.dry_run:
         waiting = due(trials)
         for trial in waiting:
@@ -33,6 +45,8 @@ def compare(arguments: Namespace) -> int:
         if waiting:
             print(f"{parallel_runs(waiting, arguments.parallel)} at once")
         return 0
+    from alp_megatron.studies.compare.document import write_results
+
     failure = None
     if not arguments.table_only:
         try:

@@ -1,10 +1,11 @@
-"""`alp-megatron convert`."""
+"""`alp-megatron convert`: Hugging Face to Megatron, and back."""
 
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alp_megatron.check.validate import check_layout
+from alp_megatron.commands.arguments import add_overrides
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
@@ -13,8 +14,38 @@ from alp_megatron.hf.shape import read_model_shape
 _MAX_WORKERS = 4  # each takes memory, and the disk is soon the slower part
 
 
-def to_megatron(arguments: Namespace) -> int:
-    """Hugging Face directory -> Megatron checkpoint in the layout of the overrides."""
+def add_arguments(parser: ArgumentParser) -> None:
+    directions = parser.add_subparsers(required=True, metavar="DIRECTION", dest="direction")
+    to_megatron = directions.add_parser("hf-to-megatron", help="write a Megatron checkpoint")
+    to_megatron.add_argument("--hf", required=True, help="Hugging Face model directory")
+
+    to_hf = directions.add_parser("megatron-to-hf", help="write a Hugging Face model")
+    to_hf.add_argument("--megatron", required=True, help="checkpoint, e.g. checkpoints/step_000010")
+    to_hf.add_argument("--hf", help="where config.json and the tokenizer are, if not there")
+    to_hf.add_argument("--shard-size", type=float, default=4, help="GB in one file")
+
+    for direction in (to_megatron, to_hf):
+        add_overrides(direction)
+        direction.add_argument("--out", required=True, help="directory to make")
+        direction.add_argument("--workers", type=int, help="processes; the cores, at most 4")
+        direction.add_argument(
+            "--verify",
+            nargs="?",
+            choices=("auto", "full", "off"),
+            const="full",
+            default="auto",
+            help="compare all tensors and the log-probabilities; auto: less of a large model",
+        )
+
+
+def run(arguments: Namespace) -> int:
+    """Converts in the direction that was named. Raises UserError and RunError."""
+    directions = {"hf-to-megatron": _to_megatron, "megatron-to-hf": _to_hf}
+    return directions[arguments.direction](arguments)
+
+
+def _to_megatron(arguments: Namespace) -> int:
+    """Writes the checkpoint in the layout of the overrides."""
     config = _config(arguments.hf, arguments.overrides)
     workers = _workers(arguments.workers)
     from alp_megatron.conversion.to_megatron import hf_to_megatron
@@ -25,8 +56,8 @@ def to_megatron(arguments: Namespace) -> int:
     return 0
 
 
-def to_hf(arguments: Namespace) -> int:
-    """Megatron checkpoint -> Hugging Face directory; the overrides' layout is for --verify."""
+def _to_hf(arguments: Namespace) -> int:
+    """Writes the model; the layout of the overrides is for --verify."""
     workers = _workers(arguments.workers)
     if not arguments.shard_size > 0:
         raise UserError(f"--shard-size {arguments.shard_size} must be more than 0 GB.")
@@ -53,6 +84,7 @@ def _config(model_dir: str, overrides: list[str]) -> Config:
 
 
 def default_workers() -> int:
+    """Returns how many processes convert where --workers does not say."""
     return min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
 
 

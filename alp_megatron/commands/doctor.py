@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +16,7 @@ from alp_megatron.runtime.machine import (
     cpu_flags,
     cpu_model,
     free_gb,
+    install_command,
     installed_version,
     memory_gb,
     nvidia_gpus,
@@ -33,6 +35,14 @@ class Check:
     name: str
     found: str
     mend: str = ""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds none."""
+
+
+def run(arguments: Namespace) -> int:
+    return doctor()
 
 
 def doctor() -> int:
@@ -64,17 +74,20 @@ def _print_table(title: str, checks: list[Check]) -> None:
 
 def _python() -> Iterator[Check]:
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
-    mend = "" if good else "Use Python 3.11 or 3.12: remove .venv and run `make train` with it."
+    again = install_command("remove .venv and run `make train` with it", "install it there anew")
+    mend = "" if good else f"Use Python 3.11 or 3.12: {again}."
     yield Check("Python", platform.python_version(), mend)
 
 
 def _packages(extra: str) -> Iterator[Check]:
     """The installed versions against this package's own pins; imports none of them."""
-    install = "make train DEVICE=cuda" if extra else "make train"
+    # Transformer Engine is compiled against the torch that is there.
+    cuda = "make train DEVICE=cuda", "--no-build-isolation "
+    install = cuda if extra else ("make train", "")
     for text in metadata.requires("alp-megatron") or []:
         requirement = Requirement(text)
         if _belongs_to(requirement, extra):
-            yield _package(requirement, install)
+            yield _package(requirement, *install)
 
 
 def _belongs_to(requirement: Requirement, extra: str) -> bool:
@@ -84,14 +97,20 @@ def _belongs_to(requirement: Requirement, extra: str) -> bool:
     return wanted and (not extra or not requirement.marker.evaluate({"extra": ""}))
 
 
-def _package(requirement: Requirement, install: str) -> Check:
+def _package(requirement: Requirement, make: str, options: str = "") -> Check:
+    """Checks one package; `options` are pip's, where it is installed alone."""
     version = installed_version(requirement.name)
     pin = str(requirement.specifier) or "any"
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    wanted = f"{requirement.name}{extras}{requirement.specifier}"
+    install = install_command(make, f"pip install {options}'{wanted}'")
     if version is None:
         return Check(requirement.name, "missing", f"Install it ({pin}) with `{install}`.")
     if not requirement.specifier.contains(version, prereleases=True):
         return Check(
-            requirement.name, version, f"{pin} is needed: remove .venv and run `{install}`."
+            requirement.name,
+            version,
+            f"{pin} is needed: {install_command('remove .venv and ', '')}run `{install}`.",
         )
     return Check(requirement.name, f"{version} ({pin})")
 
@@ -126,7 +145,7 @@ def _cpu_path() -> Iterator[Check]:
         ", ".join(kinds) or "no AVX2",
         "" if "avx2" in flags else "Use an x86-64 processor with AVX2: vLLM's CPU build needs it.",
     )
-    yield _package(_CPU_ENGINE, "make train")
+    yield _package(_CPU_ENGINE, "make train", "--no-deps ")
     if _torch_is_cpu_build() and installed_version("transformer-engine"):
         yield Check(
             "transformer-engine",
@@ -143,10 +162,11 @@ def _cuda_devices() -> Check:
     """The devices that torch sees; a CPU build of it is not imported, which takes seconds."""
     driver = f"the driver lists {len(nvidia_gpus())} NVIDIA GPUs"
     if installed_version("torch") is None or _torch_is_cpu_build():
+        install = install_command("make train DEVICE=cuda", "pip install --force-reinstall torch")
         return Check(
             "CUDA",
             f"no CUDA build of torch; {driver}",
-            "On a machine with an NVIDIA GPU, run `make train DEVICE=cuda`.",
+            f"On a machine with an NVIDIA GPU, run `{install}`.",
         )
     import torch
 

@@ -1,8 +1,9 @@
 """`alp-megatron plan`: what a run would need, from its configuration and config.json alone."""
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from alp_megatron.check.validate import check_settings
+from alp_megatron.commands.arguments import add_config
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
 from alp_megatron.estimate.engine import load_hardware
@@ -11,7 +12,13 @@ from alp_megatron.estimate.report import plan_text
 from alp_megatron.hf.shape import read_model_shape
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser, "YAML file; of the model only config.json need be there")
+    parser.add_argument("--gpus", type=int, help="training processes; else runtime.world_size")
+    parser.add_argument("--hardware", default="h100", help="h100 (the default), or a YAML file")
+
+
+def run(arguments: Namespace) -> int:
     """Returns 0 if the run fits, 1 if it does not. Raises UserError."""
     config = load_config(arguments.config, arguments.overrides)
     config.runtime.device = "auto"  # that of the machine that will run it

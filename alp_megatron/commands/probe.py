@@ -2,21 +2,30 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alp_megatron.check.validate import check_inputs
+from alp_megatron.commands.arguments import add_config
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.schema import Config
 from alp_megatron.runtime.launcher import launch, under_launcher
 from alp_megatron.studies.probe.files import prepare, read_configs, read_record
-from alp_megatron.studies.probe.plan import plan
+from alp_megatron.studies.probe.setup import set_up
 
 
-def probe(arguments: Namespace) -> int:
-    """Check everything that can be checked, run the methods still to do, draw the figure."""
+def add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--methods", default="bypass,alp", help="separated by commas")
+    parser.add_argument("--updates", type=int, default=16, help="mini-batches of the rollouts")
+    parser.add_argument("--from", dest="start", help="RUN/checkpoints/step_N; else model.path")
+    parser.add_argument("--out", help="directory to make or go on with; else RUN_DIR-probe")
+
+
+def run(arguments: Namespace) -> int:
+    """Checks everything that can be checked, runs the methods still to do, draws the figure."""
     chosen = arguments.methods, arguments.updates, arguments.out, arguments.start
-    wanted = plan(arguments.config, arguments.overrides, *chosen)
+    wanted = set_up(arguments.config, arguments.overrides, *chosen)
     check_inputs(wanted.config)
     if under_launcher():
         first = os.environ["RANK"] == "0"

@@ -3,18 +3,26 @@
 import signal
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from alp_megatron.check.validate import validate
+from alp_megatron.commands.arguments import add_config
 from alp_megatron.config.load import load_config
 from alp_megatron.errors import UserError
 
 
-def serve(arguments: Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; prints the address when the server is ready."""
+def add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="0 (the default) for a free one")
+    parser.add_argument("--ready-file", help="file to make when the server is ready")
+
+
+def run(arguments: Namespace) -> int:
+    """Serves until SIGTERM or Ctrl-C; prints the address when the server is ready."""
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port {arguments.port} is not a port: use 1 to 65535, or 0 for any.")
     ready_file = Path(arguments.ready_file) if arguments.ready_file else None
@@ -37,7 +45,7 @@ def serve(arguments: Namespace) -> int:
 
 
 def _watch(server, what: str, ready_file: Path | None) -> int:
-    """The exit code of the server, which ends only by itself."""
+    """Returns the exit code of the server, which ends only by itself."""
     said = False
     while server.returncode is None:
         if not said and _healthy(server.url):

@@ -3,9 +3,11 @@
 import random
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alp_megatron.check.validate import validate
+from alp_megatron.commands.arguments import add_config
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
@@ -17,12 +19,17 @@ from alp_megatron.runtime.launcher import launch
 _CLEAN_SHARE = 0.75
 
 
-def warm_start(config_path: str, overrides: list[str], out: str) -> int:
-    """Train `trainer.steps` updates from random weights; `--out` becomes a Hugging Face model.
+def add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--out", required=True, help="Hugging Face model directory to make")
+
+
+def run(arguments: Namespace) -> int:
+    """Trains `trainer.steps` updates from random weights; `--out` becomes a Hugging Face model.
 
     The architecture and the tokenizer are those of `model.path`; weights there are not read.
     """
-    config = load_config(config_path, overrides)
+    config, out = load_config(arguments.config, arguments.overrides), arguments.out
     if Path(out).exists():
         raise UserError(f"--out {out} exists: choose another name or remove it.")
     if config.task.name != "arithmetic":
@@ -38,7 +45,7 @@ def warm_start(config_path: str, overrides: list[str], out: str) -> int:
 
 
 def _random_model(config: Config, directory: Path) -> None:
-    """transformers' initialisation: the same weights whatever the layout of the training."""
+    """Saves transformers' initialisation: the same weights whatever the layout of the training."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

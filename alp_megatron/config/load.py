@@ -113,7 +113,7 @@ def _explain(error: Any, kind: type[Section]) -> str:
     """Returns one sentence for a pydantic error, with the dotted key and the mend."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"Unknown key {key}: {_nearest_key(key, kind)}."
+        return f"Unknown key {key}: {nearest_key(key, kind)}."
     if error["type"] == "missing":
         return f"{key} is missing: set it in the file or as {key}=VALUE."
     shown = _shown(error["input"])
@@ -129,7 +129,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest_key(key: str, kind: type[Section]) -> str:
+def nearest_key(key: str, kind: type[Section]) -> str:
+    """Says which key may have been meant, or where the keys are listed."""
+
     def likeness(known: str) -> float:
         whole = SequenceMatcher(None, key, known).ratio()
         last = SequenceMatcher(None, key.split(".")[-1], known.split(".")[-1]).ratio()

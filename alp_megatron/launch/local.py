@@ -54,7 +54,7 @@ class MemberProcess:
         self.member = member
         self._run_dir = run_dir
         launch = run_dir / LAUNCH_DIR
-        command = [sys.executable, "-m", "alp_megatron.cli", "train", str(launch / "config.yaml")]
+        command = [sys.executable, "-m", "alp_megatron", "train", str(launch / "config.yaml")]
         if (run_dir / "config.yaml").is_file():
             command.append("--resume")
         for leftover in ("stop", "stopped"):

@@ -21,7 +21,7 @@ def main() -> int:
     config, ready_dir, first_port = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     task = int(os.environ["SLURM_PROCID"])
     ready_file, parent = ready_dir / str(task), os.getpid()
-    command = [sys.executable, "-m", "alp_megatron.cli", "serve", config, "--host", "0.0.0.0",
+    command = [sys.executable, "-m", "alp_megatron", "serve", config, "--host", "0.0.0.0",
                "--port", str(first_port + task), "--ready-file", str(ready_file)]  # fmt: skip
     environment = os.environ | own_gpu(os.environ)
     # The end of the job is no failure: with another code srun would kill the other servers at once.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from textwrap import fill
 
 from alp_megatron import __version__
+from alp_megatron.config.layout import model_parallel_size, num_microbatches
 from alp_megatron.config.methods import METHODS
 from alp_megatron.config.schema import Config, CorrectionConfig
 from alp_megatron.metrics.keys import PHASES
@@ -47,23 +48,12 @@ def step_line(record: Mapping[str, float], total_steps: int) -> str:
 
 def banner(config: Config, *, model: str, device: str, world_size: int) -> str:
     """What runs, in a few lines; `model` and `device` are short descriptions."""
-    m, r, t = config.model, config.rollout, config.trainer
-    replicas = world_size // (m.tensor_model_parallel_size * m.pipeline_model_parallel_size)
-    layout = (
-        f"{world_size} process{'es' if world_size > 1 else ''}: "
-        f"TP {m.tensor_model_parallel_size}, PP {m.pipeline_model_parallel_size}"
-    )
-    if m.virtual_pipeline_model_parallel_size:
-        layout += f" (VPP {m.virtual_pipeline_model_parallel_size})"
-    layout += f", DP {replicas}" + (", sequence parallel" if m.sequence_parallel else "")
-    samples = r.prompts_per_step * r.samples_per_prompt
     rows = {
         "model": model,
-        "layout": layout,
+        "layout": layout_line(config, world_size),
         "device": device,
         "method": _method(config),
-        "work": f"{t.steps} steps of {r.prompts_per_step} prompts x {r.samples_per_prompt} "
-        f"samples, {samples // t.global_batch_size} updates each",
+        "work": work_lines(config)[0],
         "run": config.run_dir,
     }
     lines = [f"ALP-Megatron {__version__}"]
@@ -72,6 +62,34 @@ def banner(config: Config, *, model: str, device: str, world_size: int) -> str:
             fill(f"  {name:<8}{value}", WIDTH, subsequent_indent=" " * 10, break_long_words=True)
         )
     return "\n".join(lines)
+
+
+def layout_line(config: Config, world_size: int) -> str:
+    """Says how many processes train, and how the model and the samples are divided over them."""
+    m = config.model
+    replicas = world_size // model_parallel_size(config)
+    text = (
+        f"{world_size} process{'es' if world_size > 1 else ''}: "
+        f"TP {m.tensor_model_parallel_size}, PP {m.pipeline_model_parallel_size}"
+    )
+    if m.virtual_pipeline_model_parallel_size:
+        text += f" (VPP {m.virtual_pipeline_model_parallel_size})"
+    if m.expert_model_parallel_size > 1:
+        text += f", EP {m.expert_model_parallel_size}"
+    return f"{text}, DP {replicas}" + (", sequence parallel" if m.sequence_parallel else "")
+
+
+def work_lines(config: Config) -> list[str]:
+    """Says what a run, a step of it, and an update of a step consist of; a line each."""
+    r, t = config.rollout, config.trainer
+    samples = r.prompts_per_step * r.samples_per_prompt
+    updates = samples // t.global_batch_size
+    return [
+        f"{t.steps} steps of {r.prompts_per_step} prompts x {r.samples_per_prompt} samples, "
+        f"{updates} updates each",
+        f"{samples} samples a step, {t.global_batch_size} an update, in "
+        f"{num_microbatches(config)} micro-batches of {t.micro_batch_size} on each replica",
+    ]
 
 
 def _method(config: Config) -> str:

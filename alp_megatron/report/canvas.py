@@ -1,7 +1,9 @@
-"""What all figures share: palette, size, step axis, legend, PNG."""
+"""What all figures share: palette, size, step axis, legend, PNG file, place on a page."""
 
+import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
@@ -30,7 +32,7 @@ STYLE = {
 
 
 def series_style(index: int) -> dict:
-    """Colour and line style of the series number `index`; 28 are different."""
+    """Returns colour and line style of the series number `index`; 28 are different."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": DASHES[index % len(DASHES)],
@@ -45,7 +47,7 @@ Records = Sequence[dict]
 
 
 def png(draw: Callable[[Axes], None]) -> bytes:
-    """What `draw` put on axes, its legend above them in as many rows as its labels need."""
+    """Returns what `draw` puts on axes, the legend above in as many rows as its labels need."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", dpi=DPI)
         axes = figure.subplots()
@@ -62,9 +64,29 @@ def png(draw: Callable[[Axes], None]) -> bytes:
         assert engine is not None
         engine.execute(figure)
         figure.set_layout_engine("none")  # savefig would lay it out twice again: half the time
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
+        return png_file(figure, DPI)
+
+
+def png_file(figure: Figure, dpi: int) -> bytes:
+    """Returns the figure as a PNG file; to be called in the style that it was drawn in."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a page; `name` is its file's, without the ending."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The picture itself, as an address that needs no file."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
 def step_axis(axes: Axes, records: Records) -> None:
@@ -76,7 +98,7 @@ def step_axis(axes: Axes, records: Records) -> None:
 
 
 def log_if_wide(axes: Axes) -> None:
-    """A logarithmic y axis where the lines on it span much more than a decade, else a linear one.
+    """Makes y logarithmic where the lines on it span much more than a decade.
 
     On a short stretch of a logarithmic axis there would be hardly a round number to read.
     """
@@ -87,19 +109,19 @@ def log_if_wide(axes: Axes) -> None:
 
 
 def line(axes: Axes, x: np.ndarray, y: np.ndarray, **style) -> None:
-    """A line; of few points also the points, so that a single one shows."""
+    """Draws a line; of few points also the points, so that a single one shows."""
     axes.plot(x, y, **({"marker": "."} if len(x) <= 5 else {}) | style)
 
 
 def series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps counted from 1, values) of the records that hold the key."""
+    """Returns (steps counted from 1, values) of the records that hold the key."""
     points = [(r["step"] + 1, r[key]) for r in records if isinstance(r.get(key), int | float)]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, dtype=int), np.array(values, dtype=float)
 
 
 def scores(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """(steps made, scores) of the evaluations, each once where `eval/step` tells them apart."""
+    """Returns (steps made, scores) of evaluations, each once if `eval/step` tells them apart."""
     found = {
         r.get("eval/step", r["step"] + 1): r["eval/score"] for r in records if "eval/score" in r
     }
@@ -108,7 +130,7 @@ def scores(records: Records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def clipped_share(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, share of the tokens that a clip bound or the dual clip took)."""
+    """Returns (steps, share of the tokens that a clip bound or the dual clip took)."""
     steps, low = series(records, "ratio/clip_low")
     _, high = series(records, "ratio/clip_high")
     _, dual = series(records, "ratio/dual_clip")
@@ -116,7 +138,7 @@ def clipped_share(records: Records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def layer_sigmas(record: dict) -> dict[int, float]:
-    """{layer: sigma} of a step."""
+    """Returns {layer: sigma} of a step."""
     prefix = "alp/sigma_layer_"
     found = {
         int(key.removeprefix(prefix)): v for key, v in record.items() if key.startswith(prefix)

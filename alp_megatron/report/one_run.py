@@ -1,16 +1,15 @@
-"""What the report of one run says."""
+"""What report.html.j2 shows of one run."""
+
+from typing import Any
 
 from alp_megatron.config.load import flat, resolved_yaml
 from alp_megatron.metrics.envelope import Level
 from alp_megatron.metrics.tokens import TokenRatios
-from alp_megatron.report.canvas import layer_sigmas
+from alp_megatron.report.canvas import Picture, layer_sigmas
 from alp_megatron.report.envelope_figures import numerator_figures, staleness_figures
 from alp_megatron.report.figures import PLOTS, render
-from alp_megatron.report.page import Picture, code, figures, heading, note, pairs, paragraph, table
 from alp_megatron.report.run_record import RunRecord
 from alp_megatron.report.sections import (
-    BAND,
-    LAST_AND_MEDIAN,
     NUMERATORS,
     mismatch_tables,
     older,
@@ -29,35 +28,30 @@ _STALENESS = (
 )
 
 
-def one_run(run: RunRecord) -> tuple[str, list[str], list[Picture]]:
-    """Title, parts of the page, and the figures in it."""
+def one_run(run: RunRecord) -> dict[str, Any]:
+    """Returns the template's variables."""
     curves = [
         Picture(name, plot.title, plot.caption, render(plot, run.records))
         for name, plot in PLOTS.items()
         if name != "sigma" or any(layer_sigmas(run.records[-1]).values())
     ]
-    parts = [
-        pairs(summary(run)),
-        *map(note, [*unhealthy(run.records), *older(run)]),
-        heading("Curves"),
-        figures(curves),
-    ]
-    envelopes = []
+    groups = []
     if run.ratios:
         step, ratios = run.ratios
-        envelopes = _envelopes(ratios)
-        parts += [heading(f"Ratio envelopes of step {step + 1}"), paragraph(BAND)]
-        if not ratios.has_noise:
-            parts.append(paragraph("Clean and perturbed policy are one: this run has no noise."))
-        parts.append(figures(envelopes))
-    parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]
-    parts += _mismatch(run)
-    if run.environment:
-        rows = {key: shown(value) for key, value in flat(run.environment).items()}
-        parts += [heading("Environment"), pairs(rows)]
-    if run.config:
-        parts += [heading("Configuration"), code(resolved_yaml(run.config))]
-    return run.name, parts, curves + envelopes
+        pictures = _envelopes(ratios)
+        what = f"step {step + 1}"
+        groups.append({"what": what, "noiseless": not ratios.has_noise, "pictures": pictures})
+    return {
+        "single": True,
+        "title": run.name,
+        "summary": summary(run),
+        "warnings": [*unhealthy(run.records), *older(run)],
+        "curves": curves,
+        "envelope_groups": groups,
+        "mismatches": [_mismatch(run)],
+        "environment": {key: shown(value) for key, value in flat(run.environment).items()},
+        "configuration": resolved_yaml(run.config) if run.config else "",
+    }
 
 
 def _envelopes(ratios: TokenRatios) -> list[Picture]:
@@ -74,10 +68,12 @@ def _envelopes(ratios: TokenRatios) -> list[Picture]:
     return pictures
 
 
-def _mismatch(run: RunRecord) -> list[str]:
+def _mismatch(run: RunRecord) -> dict[str, Any]:
+    """Returns one table: a row a metric, a column a numerator."""
     tables = mismatch_tables({run.name: run})
-    names = dict.fromkeys(name for rows in tables.values() for name in rows)
+    metrics = dict.fromkeys(metric for rows in tables.values() for metric in rows)
     rows = {
-        name: [rows[name][0] if name in rows else "-" for rows in tables.values()] for name in names
+        metric: [rows[metric][0] if metric in rows else "-" for rows in tables.values()]
+        for metric in metrics
     }
-    return [table(["metric", *(NUMERATORS[prefix] for prefix in tables)], rows)]
+    return {"title": "", "columns": [NUMERATORS[prefix] for prefix in tables], "rows": rows}

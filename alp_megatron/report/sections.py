@@ -1,4 +1,4 @@
-"""The tables and sentences of a report, of one run or of several."""
+"""The tables and sentences of a report, of one run or of several, as plain text."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -24,15 +24,10 @@ UNITS = {
     "abs_diff_max": "nats",
 }
 NEAR_ONE = ("prob_pearson", "token_mult_prob_error", "ess")
-BAND = (
-    "Lines are percentiles 2 and 98 of the log ratio to the rollout policy, thin ones medians, in "
-    "bins of equal width; bins with fewer than 50 tokens or 10 responses are left out."
-)
-LAST_AND_MEDIAN = "Of each metric the last recorded value / the median over the steps."
 
 
 def summary(run: RunRecord) -> dict[str, str]:
-    """What became of the run, in a few words each."""
+    """Says what became of the run, in a few words each."""
     last = run.records[-1]
     rows = {"Steps": f"{last['step'] + 1}"}
     if run.config:
@@ -65,7 +60,7 @@ def _method(config: Config) -> str:
 
 
 def _rollout_engine(config: Config) -> str:
-    """What the mismatch is to: the engine's dtype, and its quantisation."""
+    """Says what the mismatch is to: the engine's dtype, and its quantisation."""
     rollout = config.rollout
     if rollout.quantization == "none":
         return f"{rollout.dtype}, not quantised"
@@ -75,7 +70,7 @@ def _rollout_engine(config: Config) -> str:
 
 
 def older(run: RunRecord) -> list[str]:
-    """A sentence, if the run's configuration is of an older version."""
+    """Returns a sentence if the run's configuration is of an older version."""
     if not run.defaulted:
         return []
     return [
@@ -85,7 +80,7 @@ def older(run: RunRecord) -> list[str]:
 
 
 def unhealthy(records: Sequence[dict]) -> list[str]:
-    """One sentence for each kind of unhealthy value, at its last occurrence, with a count."""
+    """Returns a sentence for each kind of unhealthy value, at its last occurrence, with a count."""
     last: dict[str, str] = {}
     count: dict[str, int] = {}
     for record in records:
@@ -96,14 +91,14 @@ def unhealthy(records: Sequence[dict]) -> list[str]:
 
 
 def mismatch_cell(records: Sequence[dict], prefix: str, metric: str) -> str:
-    """ "last / median over the steps" of `prefix/metric`; a dash where it was not recorded."""
+    """Returns "last / median over the steps" of `prefix/metric`; a dash if it was not recorded."""
     found = [r[f"{prefix}/{metric}"] for r in records if f"{prefix}/{metric}" in r]
     form = "{:.5g}" if metric in NEAR_ONE else "{:.3g}"
     return f"{form.format(found[-1])} / {form.format(median(found))}" if found else "-"
 
 
 def mismatch_tables(runs: Mapping[str, RunRecord]) -> dict[str, dict[str, list[str]]]:
-    """{prefix of NUMERATORS: {metric: a cell for each run}}; what no run recorded is left out."""
+    """Returns {prefix of NUMERATORS: {metric: a cell for each run}}, less what no run recorded."""
     tables: dict[str, dict[str, list[str]]] = {}
     for prefix in NUMERATORS:
         for metric in MISMATCH:
@@ -115,7 +110,7 @@ def mismatch_tables(runs: Mapping[str, RunRecord]) -> dict[str, dict[str, list[s
 
 
 def config_differences(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
-    """{dotted key: its value in each run}, of the keys that differ; run_dir always does."""
+    """Returns {key: its value in each run} of the keys that differ, but for run_dir."""
     trees = [flat(run.config.model_dump()) if run.config else {} for run in runs.values()]
     keys = dict.fromkeys(key for tree in trees for key in tree if key != "run_dir")
     rows = {key: [shown(tree[key]) if key in tree else "?" for tree in trees] for key in keys}
@@ -123,7 +118,7 @@ def config_differences(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
 
 
 def shown(value: Any) -> str:
-    """A value of a configuration or an environment, for a reader."""
+    """Returns a value of a configuration or an environment as a reader wants it."""
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     if value is None:

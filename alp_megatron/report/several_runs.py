@@ -1,15 +1,14 @@
-"""What the report of several runs says."""
+"""What report.html.j2 shows of several runs."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from alp_megatron.metrics.envelope import Level
+from alp_megatron.report.canvas import Picture
 from alp_megatron.report.envelope_figures import numerator_figures
 from alp_megatron.report.overlay_figures import OVERLAYS, render_overlay, render_sigmas
-from alp_megatron.report.page import Picture, figures, heading, note, paragraph, subheading, table
 from alp_megatron.report.run_record import RunRecord, labels
 from alp_megatron.report.sections import (
-    BAND,
-    LAST_AND_MEDIAN,
     NUMERATORS,
     config_differences,
     mismatch_tables,
@@ -21,52 +20,36 @@ from alp_megatron.report.sections import (
 _LEVELS: dict[Level, str] = {"token": "tokens", "sequence_sum": "responses"}
 
 
-def several_runs(runs: Sequence[RunRecord]) -> tuple[str, list[str], list[Picture]]:
-    """Title, parts of the page, and the figures in it."""
+def several_runs(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Returns the template's variables."""
     named = dict(zip(labels(runs), runs, strict=True))
-    curves = _curves(named)
-    parts = [
-        _summary(named),
-        heading("Configuration differences"),
-        _differences(named),
-        heading("Curves"),
-        figures(curves),
+    groups = [
+        {"what": what, "noiseless": False, "pictures": _envelopes(named, level)}
+        for level, what in _LEVELS.items()
     ]
-    pictures = curves
-    for level, what in _LEVELS.items():
-        envelopes = _envelopes(named, level)
-        if envelopes:
-            parts += [heading(f"Ratio envelopes of {what}"), paragraph(BAND), figures(envelopes)]
-            pictures = pictures + envelopes
-    parts += [heading("Mismatch with the rollout policy"), paragraph(LAST_AND_MEDIAN)]
-    for prefix, rows in mismatch_tables(named).items():
-        parts += [subheading(NUMERATORS[prefix]), table(["metric", *named], rows)]
-    parts += [heading("Warnings"), *_warnings(named)]
-    return f"{len(runs)} runs", parts, pictures
+    warnings = {name: [*unhealthy(run.records), *older(run)] for name, run in named.items()}
+    return {
+        "single": False,
+        "title": f"{len(runs)} runs",
+        "names": list(named),
+        "summary": _summaries(named),
+        "differences": config_differences(named),
+        "curves": _curves(named),
+        "envelope_groups": [group for group in groups if group["pictures"]],
+        "mismatches": [
+            {"title": NUMERATORS[prefix], "columns": list(named), "rows": rows}
+            for prefix, rows in mismatch_tables(named).items()
+        ],
+        "warnings": warnings,
+        "quiet": [name for name, sentences in warnings.items() if not sentences],
+    }
 
 
-def _summary(named: Mapping[str, RunRecord]) -> str:
+def _summaries(named: Mapping[str, RunRecord]) -> dict[str, list[str]]:
+    """Returns a cell for each run below each of the summaries' names."""
     summaries = {name: summary(run) for name, run in named.items()}
     keys = dict.fromkeys(key for of in summaries.values() for key in of)
-    rows = {key: [of.get(key, "-") for of in summaries.values()] for key in keys}
-    return table(["", *named], rows)
-
-
-def _warnings(named: Mapping[str, RunRecord]) -> list[str]:
-    found = {name: [*unhealthy(run.records), *older(run)] for name, run in named.items()}
-    parts = []
-    for name, sentences in found.items():
-        if sentences:
-            parts += [subheading(name), *map(note, sentences)]
-    quiet = [name for name, sentences in found.items() if not sentences]
-    return [*parts, paragraph(f"None for {', '.join(quiet)}.")] if quiet else parts
-
-
-def _differences(named: Mapping[str, RunRecord]) -> str:
-    rows = config_differences(named)
-    if not rows:
-        return paragraph("None but run_dir.")
-    return table(["key", *named], rows)
+    return {key: [of.get(key, "-") for of in summaries.values()] for key in keys}
 
 
 def _curves(named: Mapping[str, RunRecord]) -> list[Picture]:
@@ -85,7 +68,7 @@ def _curves(named: Mapping[str, RunRecord]) -> list[Picture]:
 
 
 def _envelopes(named: Mapping[str, RunRecord], level: Level) -> list[Picture]:
-    """One figure a run that has the data, on equal axes."""
+    """Draws a figure for each run that has the data, on equal axes."""
     found = {name: run.ratios for name, run in named.items() if run.ratios}
     rendered = numerator_figures({name: ratios for name, (_, ratios) in found.items()}, level)
     numbers = {name: number for number, name in enumerate(named, start=1)}

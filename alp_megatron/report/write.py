@@ -1,18 +1,21 @@
 """The report: one self-contained page about a run or several, its figures also as PNG files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.report.one_run import one_run
-from alp_megatron.report.page import page
 from alp_megatron.report.run_record import read_runs
 from alp_megatron.report.several_runs import several_runs
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Make the page, and figures/*.png beside it, from what the run directories hold.
+    """Makes the page, and figures/*.png beside it, from what the run directories hold.
 
     Args:
         out: the page. Without it, report.html in the run's directory, or in the one directory
@@ -28,11 +31,30 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = read_runs(run_dirs)
     out = out or _default_page(run_dirs)
     _make_directory(out)
-    title, parts, pictures = one_run(runs[0]) if len(runs) == 1 else several_runs(runs)
-    for picture in pictures:
+    content = one_run(runs[0]) if len(runs) == 1 else several_runs(runs)
+    groups = [content["curves"], *(group["pictures"] for group in content["envelope_groups"])]
+    for picture in (picture for group in groups for picture in group):
         write_atomic(out.parent / "figures" / f"{picture.name}.png", picture.png)
-    write_atomic(out, page(f"ALP-Megatron: {title}", parts))
+    write_atomic(out, _page(content).encode())
     return out
+
+
+def _page(content: dict) -> str:
+    """Fills report.html.j2; whatever is not the template's own text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("alp_megatron.report", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("report.html.j2").render(content).lstrip()
+
+
+def _breakable(name: str) -> Markup:
+    """Returns the name with leave to break its line after a dot or an underscore."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
 
 
 def _default_page(run_dirs: Sequence[Path]) -> Path:

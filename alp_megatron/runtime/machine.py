@@ -12,6 +12,11 @@ from alp_megatron.config.layout import data_parallel_size, world_size
 from alp_megatron.config.schema import Config
 
 
+def install_command(make: str, pip: str) -> str:
+    """Returns `make` in a clone of the repository, `pip` where the package is installed alone."""
+    return make if (Path(__file__).parents[2] / "Makefile").is_file() else pip
+
+
 def installed_version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.runtime import mesh as devices
+from alp_megatron.runtime.machine import install_command
 
 
 def device_type(wanted: str) -> str:
@@ -18,9 +19,10 @@ def device_type(wanted: str) -> str:
     Raises UserError if CUDA is asked for and absent.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
+        install = install_command("make train DEVICE=cuda", "pip install --force-reinstall torch")
         raise UserError(
             "runtime.device=cuda, but torch sees no CUDA device: use runtime.device=cpu, or "
-            "install the GPU stack with `make train DEVICE=cuda` on a machine that has one."
+            f"install the GPU stack with `{install}` on a machine that has one."
         )
     if wanted == "cpu" and torch.cuda.is_available():
         raise UserError(

@@ -64,9 +64,7 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
         UserError: the directory is occupied or in use, cannot be resumed or written, or has too
             little space.
     """
-    run_dir = Path(config.run_dir)
-    check_occupation(run_dir, resume)
-    _check_space(run_dir, config)
+    run_dir = check_run_dir(config, resume)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,6 +77,14 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
     write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
     record = json.dumps(environment(config), indent=2) + "\n"
     write_atomic(run_dir / "environment.json", record.encode())
+    return run_dir
+
+
+def check_run_dir(config: Config, resume: bool) -> Path:
+    """Returns the run directory, unchanged. Raises UserError where the run could not use it."""
+    run_dir = Path(config.run_dir)
+    check_occupation(run_dir, resume)
+    _check_space(run_dir, config)
     return run_dir
 
 

@@ -1,41 +1,20 @@
-"""`alp-megatron score`: the trainer's log-probabilities of given tokens, in any layout."""
+"""The trainer's log-probabilities of given tokens, made by processes in any layout."""
 
 import json
 import sys
 import tempfile
-from argparse import Namespace
 from pathlib import Path
 
-from alp_megatron.check.validate import validate
 from alp_megatron.config.layout import world_size
-from alp_megatron.config.load import config_from, load_config, resolved_yaml
+from alp_megatron.config.load import load_config, resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.runtime.launcher import launch
 
 
-def score(arguments: Namespace) -> int:
-    """Check the input, then start the processes; rank 0 writes the output when it is whole."""
-    tree = {
-        "model": {"path": arguments.model_dir},
-        "perturbation": {"sigma0": arguments.sigma},
-    }
-    config = config_from(tree, arguments.overrides)
-    for name, bits in (("seed", 63), ("step", 32)):
-        if not 0 <= getattr(arguments, name) < 2**bits:
-            raise UserError(f"--{name} must be an integer from 0 to 2**{bits} - 1.")
-    shape = validate(config, for_training=False)
-    read_token_lines(Path(arguments.tokens), shape.vocab_size)
-    out = Path(arguments.out)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: its directory does not exist; make it first.")
-    key = [str(arguments.seed), str(arguments.step)] if arguments.perturb else []
-    return launch_scoring(config, arguments.tokens, out, *key)
-
-
 def launch_scoring(config: Config, tokens: str | Path, out: Path, *key: str) -> int:
-    """Start the processes; `key` is the noise's seed and step, if any. Returns the exit code."""
+    """Starts the processes; `key` is the noise's seed and step, if any. Returns the exit code."""
     with tempfile.TemporaryDirectory() as directory:
         config_path = Path(directory) / "config.yaml"
         config_path.write_text(resolved_yaml(config))
@@ -44,7 +23,7 @@ def launch_scoring(config: Config, tokens: str | Path, out: Path, *key: str) -> 
 
 
 def read_token_lines(path: Path, vocab_size: int) -> list[dict]:
-    """The lines of a tokens file. Raises UserError naming file and line."""
+    """Returns the lines of a tokens file. Raises UserError naming file and line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

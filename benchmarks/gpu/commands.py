@@ -17,7 +17,7 @@ ONE_GPU = [
 def alp_megatron(*arguments: str, **environment: str) -> str:
     """Its standard output. Raises RuntimeError with the end of its errors where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "alp_megatron.cli", *arguments],
+        [sys.executable, "-m", "alp_megatron", *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,

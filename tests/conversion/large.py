@@ -53,7 +53,7 @@ def run_measured(out: Path, *arguments) -> tuple[int, int]:
     The memory of all its processes; the start is when all modules are imported and the first file
     is about to be made.
     """
-    command = [sys.executable, "-m", "alp_megatron.cli", "convert", *map(str, arguments)]
+    command = [sys.executable, "-m", "alp_megatron", "convert", *map(str, arguments)]
     process = subprocess.Popen(
         [*command, "--out", str(out)], cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}
     )

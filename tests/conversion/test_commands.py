@@ -42,7 +42,7 @@ def test_there_and_back(tmp_path):
     output = python(tmp_path, script, "--hf", BASE_MODEL, "--out", megatron, *layout)
     assert "verified all 30 Megatron parameters" in output
     assert "verified log-probabilities" in output
-    command = ["-m", "alp_megatron.cli", "convert", "megatron-to-hf"]
+    command = ["-m", "alp_megatron", "convert", "megatron-to-hf"]
     output = python(tmp_path, *command, "--megatron", megatron, "--out", hf, "--workers", 2)
     assert "verified log-probabilities" in output
     ours, theirs = files_of(hf), files_of(BASE_MODEL)

@@ -41,7 +41,7 @@ class Command:
         self.shared_memory = shared_memory.names()
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "alp_megatron.cli", *map(str, arguments)],
+                [sys.executable, "-m", "alp_megatron", *map(str, arguments)],
                 cwd=REPO,
                 env=os.environ | {_MARK: self.mark} | environment,
                 stdin=subprocess.DEVNULL,

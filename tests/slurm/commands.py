@@ -25,7 +25,7 @@ TINY = [
 
 def launch(cluster, *words) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "alp_megatron.cli", "launch", *map(str, words)],
+        [sys.executable, "-m", "alp_megatron", "launch", *map(str, words)],
         cwd=REPO,
         env=cluster.environment,
         capture_output=True,

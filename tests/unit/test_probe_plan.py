@@ -17,13 +17,13 @@ from alp_megatron.studies.probe.files import (
     read_rollouts,
     write_rollouts,
 )
-from alp_megatron.studies.probe.plan import plan
+from alp_megatron.studies.probe.setup import set_up
 
 CONFIG = "configs/quickstart.yaml"  # 32 x 8 samples, micro-batches of 32
 
 
 def make(out, methods="bypass,alp", updates=16, overrides=(), start=None):
-    return plan(CONFIG, list(overrides), methods, updates, str(out), start)
+    return set_up(CONFIG, list(overrides), methods, updates, str(out), start)
 
 
 def test_methods_share_everything_but_their_own_settings(tmp_path):

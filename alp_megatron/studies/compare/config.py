@@ -1,4 +1,4 @@
-"""What a comparison consists of: its YAML file, its methods, when a run has collapsed."""
+"""A comparison's YAML file, and when a run of it counts as collapsed."""
 
 import re
 from collections.abc import Sequence
@@ -12,72 +12,57 @@ from pydantic_core import PydanticCustomError
 from alp_megatron.config.load import load_section
 from alp_megatron.config.schema import Section
 from alp_megatron.errors import UserError
-
-# The methods that a comparison knows by name, as values of a run; docs/methods.md has the keys.
-#
-# Light: no torch import.
-
-Values = dict[str, Any]  # dotted key: value
-
-
-def _mis(level: str) -> Values:
-    return {"objective.method": "mis", "objective.correction.weight_level": level}
-
-
-ALP: Values = {"objective.method": "alp"}
-
-NAMED: dict[str, Values] = {
-    "grpo": {"objective.method": "grpo"},
-    "gspo": {"objective.method": "gspo"},
-    "bypass": {"objective.method": "bypass"},
-    "bypass-sequence": {"objective.method": "bypass", "objective.level": "sequence"},
-    "tis": {"objective.method": "tis"},
-    "tis-sequence": {"objective.method": "tis", "objective.correction.weight_level": "sequence"},
-    "mis": _mis("token"),
-    "mis-sequence": _mis("sequence"),
-    "mis-geometric": _mis("geometric"),
-    "icepop": {"objective.method": "icepop"},
-    "alp": ALP,
-    "alp-sequence": ALP | {"objective.level": "sequence"},
-    "alp-fixed-sigma": ALP | {"perturbation.learnable": False},
-    "alp-relative": ALP | {"perturbation.sigma_mode": "relative"},
-    "alp-logits": ALP | {"perturbation.target": "logits", "perturbation.learnable": False},
-}
-# Noise on a part of the layers only: the part's number, of three.
-THIRDS = {"alp-first-third": 0, "alp-middle-third": 1, "alp-last-third": 2}
-NAMES = (*NAMED, *THIRDS)
-
-
-def named_values(name: str, num_layers: int) -> Values:
-    """The values of a named method for a model of so many layers.
-
-    Raises:
-        UserError: the model has too few layers to take a third of them.
-    """
-    if name in NAMED:
-        return dict(NAMED[name])
-    if num_layers < 3:
-        raise UserError(
-            f"{name} needs a model of at least 3 layers, but this one has {num_layers}."
-        )
-    start, end = (round(num_layers * (THIRDS[name] + i) / 3) for i in (0, 1))
-    return ALP | {"perturbation.layer_start": start, "perturbation.layer_end": end}
-
+from alp_megatron.studies.methods import NAMES, Values
 
 _NAME = re.compile(r"[\w.+-]+")
 AS_CONFIGURED = "as-configured"  # the one mismatch of a comparison that names none
 
 
 class CollapseConfig(Section):
-    """When a run counts as collapsed; see collapse.py. In units of the score."""
+    """When a run counts as collapsed, in units of the score."""
 
     drop: float = Field(0.2, gt=0, description="of the last evaluation below the run's best one")
     below_base: float = Field(0.1, ge=0, description="of the last evaluation below the base score")
     skipped_updates: bool = Field(True, description="or an update was skipped as not finite")
 
 
+_ROUNDING = 1e-9  # 0.8 - 0.6 is a little more than 0.2 in fp64
+
+
+def collapse_reason(
+    config: CollapseConfig, scores: Sequence[float], skipped_updates: int
+) -> str | None:
+    """Says why a run counts as collapsed, or returns None.
+
+    Args:
+        scores: of the evaluations in order, the base model's first; at least that.
+        skipped_updates: updates of the run that were not made, their gradient not being finite.
+    """
+    base, best, last = scores[0], max(scores), scores[-1]
+    if best - last > config.drop + _ROUNDING:
+        return f"last score {last:.3f} is more than {config.drop:g} below its best, {best:.3f}"
+    if base - last > config.below_base + _ROUNDING:
+        return (
+            f"last score {last:.3f} is more than {config.below_base:g} below the base, {base:.3f}"
+        )
+    if config.skipped_updates and skipped_updates:
+        return f"{skipped_updates} updates skipped as not finite"
+    return None
+
+
+def definition(config: CollapseConfig) -> str:
+    """Says in a sentence, for the reader of a table, what counts as a collapse."""
+    text = (
+        f"A run has collapsed if its last evaluation score is more than {config.drop:g} below its "
+        f"own best one, or more than {config.below_base:g} below the base model's"
+    )
+    return text + (
+        ", or if an update was skipped as not finite." if config.skipped_updates else "."
+    )
+
+
 def _named(given: Any) -> Any:
-    """A list of names is a mapping of them to no values of their own."""
+    """Turns a list of names into a mapping of them to no values of their own."""
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
         if len(set(given)) < len(given):
             raise PydanticCustomError("names", "Input names something twice")
@@ -93,7 +78,7 @@ class ComparisonConfig(Section):
     set: Values = Field(default_factory=dict, description="for every run")
     methods: Annotated[dict[str, Values], BeforeValidator(_named)] = Field(
         default_factory=dict,
-        description="names from comparison/methods.py; or own names with their values, which are "
+        description="names from studies/methods.py; or own names with their values, which are "
         "added to those of the method that has the same name",
     )
     mismatches: Annotated[dict[str, Values], BeforeValidator(_named)] = Field(
@@ -141,7 +126,7 @@ def load_comparison(
 
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """(those of the runs, those of the comparison itself). Raises UserError for seed, run_dir."""
+    """Returns (those of the runs, those of the comparison). Raises UserError for seed, run_dir."""
     own: list[str] = []
     of_runs: list[str] = []
     for override in overrides:
@@ -192,38 +177,3 @@ def _seed(word: str) -> int:
     if not word.isdecimal():
         raise UserError(f"--seeds holds '{word}': give whole numbers, as in --seeds 1,2,3.")
     return int(word)
-
-
-_ROUNDING = 1e-9  # 0.8 - 0.6 is a little more than 0.2 in fp64
-
-
-def collapse_reason(
-    config: CollapseConfig, scores: Sequence[float], skipped_updates: int
-) -> str | None:
-    """Why a run counts as collapsed, or None.
-
-    Args:
-        scores: of the evaluations in order, the base model's first; at least that.
-        skipped_updates: updates of the run that were not made, their gradient not being finite.
-    """
-    base, best, last = scores[0], max(scores), scores[-1]
-    if best - last > config.drop + _ROUNDING:
-        return f"last score {last:.3f} is more than {config.drop:g} below its best, {best:.3f}"
-    if base - last > config.below_base + _ROUNDING:
-        return (
-            f"last score {last:.3f} is more than {config.below_base:g} below the base, {base:.3f}"
-        )
-    if config.skipped_updates and skipped_updates:
-        return f"{skipped_updates} updates skipped as not finite"
-    return None
-
-
-def definition(config: CollapseConfig) -> str:
-    """One sentence for the reader of a table."""
-    text = (
-        f"A run has collapsed if its last evaluation score is more than {config.drop:g} below its "
-        f"own best one, or more than {config.below_base:g} below the base model's"
-    )
-    return text + (
-        ", or if an update was skipped as not finite." if config.skipped_updates else "."
-    )

@@ -1,4 +1,4 @@
-"""comparison.json, comparison.csv and comparison.md in the comparison's directory."""
+"""What a comparison found: comparison.json, .csv and .md, and the figures, in its directory."""
 
 import csv
 import json
@@ -6,10 +6,19 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 
+from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.metrics.intervals import LEVEL, RESAMPLES, Interval
 from alp_megatron.studies.compare.config import ComparisonConfig, definition
-from alp_megatron.studies.compare.outcomes import MEASURES, REFERENCE, Outcome, Row
+from alp_megatron.studies.compare.figures import write_figures
+from alp_megatron.studies.compare.outcomes import (
+    MEASURES,
+    REFERENCE,
+    Outcome,
+    Row,
+    read_outcome,
+    rows,
+)
 from alp_megatron.studies.compare.trials import Trial
 
 TITLES = {
@@ -28,7 +37,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the documents are made of."""
+    """All that the documents are made of."""
 
     comparison: ComparisonConfig
     finished: list[tuple[Trial, Outcome]]
@@ -36,7 +45,27 @@ class Results:
     rows: list[Row]
 
 
-def write_documents(results: Results) -> None:
+def write_results(comparison: ComparisonConfig, trials: list[Trial]) -> str:
+    """Writes the documents and the figures of what has finished. Returns the Markdown text.
+
+    Raises:
+        UserError: nothing has finished, or a file is damaged.
+    """
+    found = [(trial, read_outcome(trial, comparison)) for trial in trials]
+    finished = [(trial, outcome) for trial, outcome in found if outcome]
+    if not finished:
+        raise UserError(
+            f"compare_dir={comparison.compare_dir} holds no finished run of this comparison: run "
+            "it without --table-only."
+        )
+    unfinished = [trial for trial, outcome in found if not outcome]
+    results = Results(comparison, finished, unfinished, rows(finished))
+    _write_documents(results)
+    write_figures(Path(comparison.compare_dir) / "figures", [trial for trial, _ in finished])
+    return markdown(results)
+
+
+def _write_documents(results: Results) -> None:
     root = Path(results.comparison.compare_dir)
     write_atomic(root / "comparison.json", (json.dumps(_tree(results), indent=1) + "\n").encode())
     write_atomic(root / "comparison.csv", _csv(results.rows).encode())
@@ -44,7 +73,7 @@ def write_documents(results: Results) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The table of each mismatch, with what its numbers mean."""
+    """Returns the table of each mismatch, with what its numbers mean."""
     parts = ["# Comparison\n", _explanation(results.comparison)]
     for mismatch in dict.fromkeys(row.mismatch for row in results.rows):
         rows = [row for row in results.rows if row.mismatch == mismatch]
@@ -104,7 +133,7 @@ def _shown(interval: Interval | None, form: str) -> str:
 
 
 def _grid(rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
+    """Returns a Markdown table whose columns also line up as plain text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     lines = [
@@ -132,7 +161,7 @@ def _csv(rows: list[Row]) -> str:
 
 
 def _tree(results: Results) -> dict:
-    """JSON-ready; every run's measures, so that another table can be made of them."""
+    """Returns what is JSON-ready, with every run's measures, so that another table can be made."""
     return {
         "comparison": results.comparison.model_dump(),
         "collapse": definition(results.comparison.collapse),

@@ -1,6 +1,5 @@
 """A comparison's figures: scores by step, envelopes at the last step."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
@@ -23,22 +22,78 @@ from alp_megatron.metrics.envelope import (
 )
 from alp_megatron.metrics.intervals import mean_band
 from alp_megatron.metrics.tokens import TokenRatios
-from alp_megatron.report.canvas import BLUE, GREY, ORANGE, STYLE, series_style
+from alp_megatron.report.canvas import (
+    BLUE,
+    GREY,
+    ORANGE,
+    STYLE,
+    png_file,
+    scores,
+    series,
+    series_style,
+)
 from alp_megatron.report.envelope_figures import X_LABELS, Y_LABELS, draw_envelope
-from alp_megatron.report.figures import scores, series
 from alp_megatron.studies.compare.outcomes import read_records
 from alp_megatron.studies.compare.trials import Trial
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
 Runs = dict[str, dict[str, list[list[dict]]]]  # title: {method: [records of a run]}
+Methods = Mapping[str, Sequence[TokenRatios]]
+T = TypeVar("T")
 _ROWS = {
     "evaluation score\n(mean reward)": scores,
     "training reward\n(mean)": lambda records: series(records, "reward/mean"),
 }
+_MOST = 8  # methods in a panel of figure 1
+LEVELS: tuple[Level, ...] = ("sequence_sum", "sequence_mean")
+_LOOKS: dict[Numerator, tuple[str, str]] = {"clean": (BLUE, "-"), "perturbed": (ORANGE, "--")}
+_COLUMNS = 6  # of panels in figure 2
+_WIDEST = 10.0  # times the narrowest panel's range: beyond, the axis is logarithmic outside of that
+
+
+def write_figures(directory: Path, finished: list[Trial]) -> None:
+    """Draws figure1.png; and figure2.png where runs wrote envelopes, one for each mismatch.
+
+    With several mismatches the second is figure2-MISMATCH.png.
+    """
+    noisy = {trial.method for trial in finished if trial.noisy}
+    panels = split_panels(_grouped(finished, read_records), noisy)
+    write_atomic(directory / "figure1.png", draw_scores(panels))
+    envelopes = _grouped(finished, lambda trial: last_ratios(trial.run_dir))
+    for mismatch, methods in envelopes.items():
+        suffix = f"-{mismatch}" if len(envelopes) > 1 else ""
+        write_atomic(directory / f"figure2{suffix}.png", draw_envelopes(methods))
+
+
+def split_panels(runs: Runs, noisy: set[str]) -> Runs:
+    """Returns a panel for each mismatch, or two where one would hold too many methods."""
+    panels: Runs = {}
+    for mismatch, methods in runs.items():
+        if len(methods) <= _MOST or not noisy & methods.keys():
+            panels[mismatch] = methods
+            continue
+        for title, wanted in (("without noise", False), ("with noise", True)):
+            chosen = {name: found for name, found in methods.items() if (name in noisy) == wanted}
+            if chosen:
+                panels[f"{mismatch}, {title}"] = chosen
+    return panels
+
+
+def _grouped(
+    finished: list[Trial], read: Callable[[Trial], T | None]
+) -> dict[str, dict[str, list[T]]]:
+    """Returns {mismatch: {method: one for each seed}}; what `read` does not find is left out."""
+    grouped: dict[str, dict[str, list[T]]] = {}
+    for trial in finished:
+        found = read(trial)
+        if found is not None:
+            methods = grouped.setdefault(trial.mismatch, {})
+            methods.setdefault(trial.method, []).append(found)
+    return grouped
 
 
 def draw_scores(runs: Runs) -> bytes:
-    """A PNG: the mean over the seeds of each method, with its 95 % bootstrap band."""
+    """Returns a PNG: the mean over the seeds of each method, with its 95 % bootstrap band."""
     names = list(dict.fromkeys(method for methods in runs.values() for method in methods))
     with rc_context(STYLE):
         height = 5.6 + 0.25 * -(-len(names) // 4)  # the legend has four columns
@@ -57,13 +112,11 @@ def draw_scores(runs: Runs) -> bytes:
             grid[-1, column].set_xlabel("training step")
         handles, labels = legend_entries(grid.flat)
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160)
-    return png.getvalue()
+        return png_file(figure, dpi=160)
 
 
 def draw_mean(axes: Axes, curves: list[Curve], label: str, style: dict) -> None:
-    """The mean of curves over the same steps. Steps that not all of them have are left out."""
+    """Draws the mean of curves over the steps that all of them have."""
     common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
     values = np.stack([v[np.isin(steps, common)] for steps, v in curves])
     band = mean_band(values)
@@ -73,7 +126,7 @@ def draw_mean(axes: Axes, curves: list[Curve], label: str, style: dict) -> None:
 
 
 def legend_entries(panels) -> tuple[list, list[str]]:
-    """Each method once, whichever panels it is in."""
+    """Returns the legend of each method once, whichever panels it is in."""
     entries: dict = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -81,21 +134,14 @@ def legend_entries(panels) -> tuple[list, list[str]]:
     return list(entries.values()), list(entries)
 
 
-Methods = Mapping[str, Sequence[TokenRatios]]
-LEVELS: tuple[Level, ...] = ("sequence_sum", "sequence_mean")
-_LOOKS: dict[Numerator, tuple[str, str]] = {"clean": (BLUE, "-"), "perturbed": (ORANGE, "--")}
-_COLUMNS = 6
-_WIDEST = 10.0  # times the narrowest panel's range: beyond, the axis is logarithmic outside of that
-
-
 def last_ratios(run_dir: Path) -> TokenRatios | None:
-    """Of the last step that has them; None where the run wrote none."""
+    """Returns those of the last step that has them; None where the run wrote none."""
     paths = sorted((run_dir / "envelopes").glob("step_*.npz"))
     return TokenRatios.load(paths[-1]) if paths else None
 
 
 def draw_envelopes(methods: Methods) -> bytes:
-    """A PNG: a panel a method, above for sums over a response, below for means over its tokens.
+    """Returns a PNG: a panel a method, above of sums over a response, below of means per token.
 
     A method whose numerator is perturbed shows the clean one, too.
 
@@ -111,9 +157,7 @@ def draw_envelopes(methods: Methods) -> bytes:
             _draw_level(part, level, methods, (rows, columns))
         handles, labels = legend_entries(figure.get_axes())
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160)
-    return png.getvalue()
+        return png_file(figure, dpi=160)
 
 
 def _draw_level(part: SubFigure, level: Level, methods: Methods, shape: tuple[int, int]) -> None:
@@ -132,7 +176,7 @@ def _draw_level(part: SubFigure, level: Level, methods: Methods, shape: tuple[in
 
 
 def _draw_panel(axes: Axes, level: Level, ratios: Sequence[TokenRatios]) -> float:
-    """Returns how far the envelope goes from 0, nats."""
+    """Draws one method. Returns how far its envelope goes from 0, nats."""
     points = {name: _pooled(ratios, name, level) for name in _numerators(ratios)}
     edges = envelope_edges(points.values())
     farthest = 0.0
@@ -147,7 +191,7 @@ def _draw_panel(axes: Axes, level: Level, ratios: Sequence[TokenRatios]) -> floa
 
 
 def _numerators(ratios: Sequence[TokenRatios]) -> list[Numerator]:
-    """The perturbed one too, where it is another."""
+    """Names the perturbed one too, where it is another."""
     noisy = any(not np.array_equal(r.clean_logprobs, r.perturbed_logprobs) for r in ratios)
     return ["clean", "perturbed"] if noisy else ["clean"]
 
@@ -159,7 +203,7 @@ def _pooled(ratios: Sequence[TokenRatios], numerator: Numerator, level: Level) -
 
 
 def _scale(axes: Axes, ranges: list[float]) -> str:
-    """A collapsed method must not flatten the others, which share the axis, to lines.
+    """Keeps a collapsed method from flattening the others, which share the axis, to lines.
 
     Returns what the axis' name must say of it.
     """
@@ -169,48 +213,3 @@ def _scale(axes: Axes, ranges: list[float]) -> str:
     threshold = 10.0 ** floor(log10(narrowest))  # a power of ten, where the axis has a tick
     axes.set_yscale("symlog", linthresh=threshold)
     return f"\nlogarithmic beyond ±{threshold:g}"
-
-
-T = TypeVar("T")
-_MOST = 8  # methods in a panel
-
-
-def write_figures(directory: Path, finished: list[Trial]) -> None:
-    """figure1.png; and figure2.png where runs wrote envelopes, one for each mismatch.
-
-    With several mismatches the second is figure2-MISMATCH.png.
-    """
-    noisy = {trial.method for trial in finished if trial.noisy}
-    panels = split_panels(_grouped(finished, read_records), noisy)
-    write_atomic(directory / "figure1.png", draw_scores(panels))
-    envelopes = _grouped(finished, lambda trial: last_ratios(trial.run_dir))
-    for mismatch, methods in envelopes.items():
-        suffix = f"-{mismatch}" if len(envelopes) > 1 else ""
-        write_atomic(directory / f"figure2{suffix}.png", draw_envelopes(methods))
-
-
-def split_panels(runs: Runs, noisy: set[str]) -> Runs:
-    """A panel for each mismatch, or two where one would hold too many methods to tell apart."""
-    panels: Runs = {}
-    for mismatch, methods in runs.items():
-        if len(methods) <= _MOST or not noisy & methods.keys():
-            panels[mismatch] = methods
-            continue
-        for title, wanted in (("without noise", False), ("with noise", True)):
-            chosen = {name: found for name, found in methods.items() if (name in noisy) == wanted}
-            if chosen:
-                panels[f"{mismatch}, {title}"] = chosen
-    return panels
-
-
-def _grouped(
-    finished: list[Trial], read: Callable[[Trial], T | None]
-) -> dict[str, dict[str, list[T]]]:
-    """{mismatch: {method: one for each seed}}; what `read` does not find is left out."""
-    grouped: dict[str, dict[str, list[T]]] = {}
-    for trial in finished:
-        found = read(trial)
-        if found is not None:
-            methods = grouped.setdefault(trial.mismatch, {})
-            methods.setdefault(trial.method, []).append(found)
-    return grouped

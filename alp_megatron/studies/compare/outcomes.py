@@ -8,7 +8,7 @@ import numpy as np
 from alp_megatron.metrics.intervals import Interval, mean_interval
 from alp_megatron.metrics.keys import clipped_share
 from alp_megatron.metrics.recorder import has_metrics, read_metrics
-from alp_megatron.report.figures import scores
+from alp_megatron.report.canvas import scores
 from alp_megatron.studies.compare.config import ComparisonConfig, collapse_reason
 from alp_megatron.studies.compare.trials import Trial
 
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def read_outcome(trial: Trial, comparison: ComparisonConfig) -> Outcome | None:
-    """None for a run that has not made its last step. UserError for a damaged file."""
+    """Returns None for a run that has not finished. Raises UserError for a damaged file."""
     records = read_records(trial)
     if not records or records[-1]["step"] + 1 < trial.config.trainer.steps:
         return None
@@ -59,7 +59,7 @@ def read_records(trial: Trial) -> list[dict]:
 
 
 def outcome(records: Sequence[dict], comparison: ComparisonConfig) -> Outcome:
-    """The measures of a finished run's records."""
+    """Returns the measures of a finished run's records."""
     steps, values = scores(records)
     trained = values[1:] if steps[0] == 0 else values
     span = float(steps[-1] - steps[0])
@@ -130,7 +130,7 @@ class Row:
 
 
 def rows(finished: list[tuple[Trial, Outcome]]) -> list[Row]:
-    """In the order of mismatches and methods of the comparison; methods without a run have none."""
+    """Returns rows in the comparison's order; methods without a finished run have none."""
     mismatches = dict.fromkeys(trial.mismatch for trial, _ in finished)
     found = []
     for mismatch in mismatches:
@@ -162,7 +162,7 @@ def _rows_of_mismatch(mismatch: str, finished: list[tuple[Trial, Outcome]]) -> l
 def _best_baseline(
     finished: list[tuple[Trial, Outcome]], outcomes: dict[str, dict[int, Outcome]]
 ) -> str | None:
-    """Of the methods whose objective has no noise; the first of equals."""
+    """Returns the best method whose objective has no noise; the first of equals."""
     names = dict.fromkeys(trial.method for trial, _ in finished if not trial.noisy)
     means = {name: mean_interval(_finals(outcomes[name])).mean for name in names}
     return max(means, key=lambda name: means[name]) if means else None

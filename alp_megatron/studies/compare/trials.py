@@ -1,4 +1,4 @@
-"""The runs of a comparison, and what is in compare_dir already."""
+"""The runs of a comparison: which they are, what is there of them already, and their start."""
 
 import json
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from alp_megatron.config.yaml_io import dump_yaml, read_mapping
 from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.launch.local import run_members, runs_at_once
 from alp_megatron.launch.members import (
     Member,
     SweepConfig,
@@ -19,14 +20,17 @@ from alp_megatron.launch.members import (
     extended,
     overrides,
     read_manifest,
+    write_manifest,
 )
-from alp_megatron.launch.run_config import run_config
-from alp_megatron.studies.compare.config import NAMES, ComparisonConfig, Values, named_values
+from alp_megatron.launch.run_config import run_config, write_run_config
+from alp_megatron.launch.status import read_status
+from alp_megatron.studies.compare.config import ComparisonConfig
+from alp_megatron.studies.methods import NAMES, Values, named_values
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. The member's values are the names: mismatch, method and seed."""
+    """One run; the member's values are the names: mismatch, method and seed."""
 
     member: Member
     config: Config
@@ -45,7 +49,7 @@ class Trial:
 
     @property
     def noisy(self) -> bool:
-        """Its numerator is perturbed."""
+        """Whether its numerator is perturbed."""
         return METHODS[self.config.objective.method].perturbed
 
     @property
@@ -53,8 +57,8 @@ class Trial:
         return Path(self.config.run_dir)
 
 
-def plan(comparison: ComparisonConfig, of_runs: list[str]) -> list[Trial]:
-    """Every run, checked as `alp-megatron train` would; all of one seed before the next seed.
+def trials_of(comparison: ComparisonConfig, of_runs: list[str]) -> list[Trial]:
+    """Returns every run, checked as `alp-megatron train` would; all of a seed before the next.
 
     What a method sets wins over what a mismatch sets, that over `of_runs` (the command line's),
     those over the file's `set`. A run keeps the number that the directory's manifest gave it.
@@ -86,7 +90,7 @@ def plan(comparison: ComparisonConfig, of_runs: list[str]) -> list[Trial]:
 
 
 def _method_values(comparison: ComparisonConfig, of_runs: list[str]) -> dict[str, Values]:
-    """Each method's values: those that its name stands for, and its own."""
+    """Returns each method's values: those that its name stands for, and its own."""
     base = load_config(comparison.base, [*overrides(comparison.set), *of_runs])
     layers = read_model_shape(base.model.path).num_hidden_layers
     return {
@@ -96,7 +100,7 @@ def _method_values(comparison: ComparisonConfig, of_runs: list[str]) -> dict[str
 
 
 def _check_disjoint(member: Member, mismatch: Values, method: Values) -> None:
-    """Runs of one mismatch must share it, whatever their method is."""
+    """Refuses a method that changes the mismatch, which all methods must share."""
     both = sorted(mismatch.keys() & method.keys())
     if both:
         raise UserError(
@@ -109,7 +113,7 @@ _DEFINITIONS = ("collapse", "final_evaluations")
 
 
 def check_runs(trials: list[Trial], table_only: bool) -> None:
-    """Runs that have begun have the settings that this comparison gives them.
+    """Refuses runs that have begun with other settings than this comparison gives them.
 
     A run goes on only with the version that began it. For a table it may be older: then a key that
     it does not know must have its default here, which is what the run did.
@@ -143,13 +147,13 @@ def check_runs(trials: list[Trial], table_only: bool) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    """Of every key, those of a section that is off by default too."""
+    """Returns the default of every key, those of a section that is off by default too."""
     models = ModelConfig(path=""), ModelConfig(path="", fp8=Fp8Config())
     return {k: v for model in models for k, v in flat(Config(model=model).model_dump()).items()}
 
 
 def check_definitions(comparison: ComparisonConfig) -> None:
-    """What counts as a collapse and as the final score was written before the runs, and stays.
+    """Refuses another collapse and another final score than was written before the runs.
 
     Raises:
         UserError: naming the key that differs from COMPARE_DIR/comparison.yaml.
@@ -167,9 +171,37 @@ def check_definitions(comparison: ComparisonConfig) -> None:
 
 
 def write_record(comparison: ComparisonConfig) -> None:
-    """COMPARE_DIR/comparison.yaml; the directory is there."""
+    """Writes COMPARE_DIR/comparison.yaml; the directory is there."""
     path = Path(comparison.compare_dir) / RECORD
     write_atomic(path, dump_yaml(comparison.model_dump()).encode())
+
+
+def due(trials: list[Trial]) -> list[Trial]:
+    """Returns those that have not finished."""
+    return [trial for trial in trials if read_status(trial.run_dir, {})["state"] != "finished"]
+
+
+def parallel_runs(trials: list[Trial], given: int | None) -> int:
+    """Returns how many of them run at once: `given`, or as many as the cores hold."""
+    return given or runs_at_once(trial.config for trial in trials)
+
+
+def run_due(comparison: ComparisonConfig, trials: list[Trial], parallel: int | None) -> None:
+    """Runs, or resumes, what has not finished. Raises RunError where some failed."""
+    root = Path(comparison.compare_dir)
+    waiting = due(trials)
+    write_manifest(root, read_manifest(root), [trial.member for trial in trials])
+    write_record(comparison)
+    for trial in waiting:
+        begun = (trial.run_dir / "config.yaml").is_file()
+        write_run_config(trial.config, resume=begun)
+    print(f"{root}: {len(trials)} runs, {len(trials) - len(waiting)} finished", end="")
+    if not waiting:
+        print()
+        return
+    at_once = parallel_runs(waiting, parallel)
+    print(f", {len(waiting)} to run, {at_once} at once", flush=True)
+    run_members(root, [trial.member for trial in waiting], at_once)
 
 
 def _shown(value: Any) -> str:

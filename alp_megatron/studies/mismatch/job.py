@@ -1,9 +1,8 @@
-"""`alp-megatron mismatch`: trainer precisions against rollout quantisations, at equal weights."""
+"""Trainer precisions against rollout quantisations at equal weights, measured pair by pair."""
 
 import json
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
@@ -11,11 +10,10 @@ from typing import get_args
 import numpy as np
 
 from alp_megatron.check.fp8 import check_fp8
-from alp_megatron.check.validate import validate
-from alp_megatron.config.load import load_config
 from alp_megatron.config.schema import Config, Fp8Config, RolloutConfig
 from alp_megatron.errors import RunError, UserError
-from alp_megatron.studies.mismatch.table import compare, text_table, write_document
+from alp_megatron.hf.shape import ModelShape, read_model_shape
+from alp_megatron.studies.mismatch.table import Row, compare, write_document
 from alp_megatron.studies.score import launch_scoring, read_token_lines
 from alp_megatron.weights.quantize.scheme import UNQUANTIZED, Scheme, rollout_scheme
 
@@ -26,64 +24,62 @@ TRAINERS: dict[str, tuple[str, str | None]] = {
     "bfloat16": ("bfloat16", None),
     **{f"fp8_{recipe}": ("bfloat16", recipe) for recipe in RECIPES},
 }
-_DEFAULT_TRAINERS = ("float32", "bfloat16")
+DEFAULT_TRAINERS = ("float32", "bfloat16")
 QUANTIZATIONS: tuple[str, ...] = get_args(RolloutConfig.model_fields["quantization"].annotation)
 _STEP = 0  # the training step whose prompts are sampled
 
 
-class _TrainerFailed(Exception):
-    """The trainer's processes ended with this exit code and have said why."""
+class TrainerFailed(Exception):
+    """The trainer's processes ended with the exit code `code` and have said why."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
 
 
-def mismatch(arguments: Namespace) -> int:
-    """Print the matrix; write OUT (Markdown), and beside it the figures (.json) and the tokens
-    (.tokens.jsonl). Nothing is written before all pairs are through.
+def measure(
+    config: Config,
+    schemes: Mapping[str, Scheme | None | str],
+    trainers: Mapping[str, Config],
+    tokens: Path | None,
+    out: Path,
+) -> list[Row]:
+    """Measures every pair and writes `out` with its companions, once all pairs are through.
 
     Engines and trainers run one after another: memory holds one of them at a time.
+
+    Args:
+        schemes: of the rollouts; see `schemes_of`.
+        trainers: name -> configuration; see `trainer_configs`.
+        tokens: the sequences, one a line; None to sample them.
+
+    Raises:
+        UserError: a line of `tokens` is not one.
+        TrainerFailed: the trainer's processes ended badly.
     """
-    config = load_config(arguments.config, arguments.overrides)
-    shape = validate(config, for_training=arguments.tokens is None)
-    quantizations = _chosen("--quantizations", arguments.quantizations, QUANTIZATIONS)
-    schemes = _schemes(config, quantizations)
-    chosen = _chosen("--trainers", arguments.trainers, tuple(TRAINERS), _DEFAULT_TRAINERS)
-    precisions = {name: _with_precision(config, name) for name in chosen}
-    for own in precisions.values():
-        check_fp8(own, shape)
-    out = Path(arguments.out)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: its directory does not exist; make it first.")
+    vocab_size = read_model_shape(config.model.path).vocab_size
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        if arguments.tokens is None:
-            records = _sample(config, scratch)
-        else:
-            records = _read(Path(arguments.tokens), shape.vocab_size)
-        tokens = scratch / "tokens.jsonl"
-        tokens.write_text("".join(json.dumps(record) + "\n" for record in records))
+        records = _sample(config, scratch) if tokens is None else _read(tokens, vocab_size)
+        used = scratch / "tokens.jsonl"
+        used.write_text("".join(json.dumps(record) + "\n" for record in records))
         rollouts: dict[str, np.ndarray | str] = {
             q: _rollout(config, q, s, records, scratch) for q, s in schemes.items()
         }
-        try:
-            trainers = {n: _trainer(own, n, records, tokens) for n, own in precisions.items()}
-        except _TrainerFailed as failure:
-            return failure.args[0]
-        if "bfloat16" in trainers and any(TRAINERS[name][1] for name in trainers):
-            rollouts["(trainer bfloat16)"] = trainers["bfloat16"]  # what FP8 alone makes
-        rows = compare(trainers, rollouts)
-        write_document(out, config, tokens, _coverage(schemes), rows)
-    print(text_table(rows))
-    return 0
+        scores = {name: _trainer(own, name, records, used) for name, own in trainers.items()}
+        if "bfloat16" in scores and any(TRAINERS[name][1] for name in scores):
+            rollouts["(trainer bfloat16)"] = scores["bfloat16"]  # what FP8 alone makes
+        rows = compare(scores, rollouts)
+        write_document(out, config, used, _coverage(schemes), rows)
+    return rows
 
 
-def _chosen(
-    option: str, text: str | None, known: tuple[str, ...], default: tuple[str, ...] = ()
-) -> tuple[str, ...]:
-    """Of a list with commas; without one the default, which is all if not given."""
-    names = (default or known) if text is None else tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise UserError(f"{option} names {name!r}: use some of {', '.join(known)}.")
-    return tuple(dict.fromkeys(names))
+def trainer_configs(config: Config, names: Iterable[str], shape: ModelShape) -> dict[str, Config]:
+    """Returns the configuration of each precision. Raises UserError for one that cannot run."""
+    found = {name: _with_precision(config, name) for name in names}
+    for own in found.values():
+        check_fp8(own, shape)
+    return found
 
 
 def _with_precision(config: Config, trainer: str) -> Config:
@@ -95,8 +91,8 @@ def _with_precision(config: Config, trainer: str) -> Config:
     return own
 
 
-def _schemes(config: Config, quantizations: tuple[str, ...]) -> dict[str, Scheme | None | str]:
-    """Each quantisation's scheme, or the sentence that says why the model has none.
+def schemes_of(config: Config, quantizations: Iterable[str]) -> dict[str, Scheme | None | str]:
+    """Returns each quantisation's scheme, or the sentence that says why the model has none.
 
     int8 holds any linear layer: what it refuses is a mistake of the user's.
     """
@@ -111,7 +107,7 @@ def _schemes(config: Config, quantizations: tuple[str, ...]) -> dict[str, Scheme
 
 
 def _coverage(schemes: Mapping[str, Scheme | None | str]) -> dict[str, str]:
-    """Of each quantised rollout, how many of the decoder's linear weights are in codes."""
+    """Says of each quantised rollout how many of the decoder's linear weights are in codes."""
     return {
         name: f"{len(scheme.groups)} of {len(scheme.groups) + len(scheme.unfit)}"
         for name, scheme in schemes.items()
@@ -138,7 +134,7 @@ def _read(path: Path, vocab_size: int) -> list[dict]:
 
 
 def _sample(config: Config, scratch: Path) -> list[dict]:
-    """The responses of the unquantised engine to the task's first training prompts."""
+    """Samples the unquantised engine's responses to the task's first training prompts."""
     from alp_megatron.hf.files import read_hf_config
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens
@@ -175,7 +171,7 @@ def _rollout(
     records: list[dict],
     scratch: Path,
 ) -> np.ndarray | str:
-    """The engine's log-probabilities [t] of the predicted tokens, or why there are none."""
+    """Returns the engine's log-probabilities [t] of the predicted tokens, or why there are none."""
     if isinstance(scheme, str):
         return scheme
     _say(f"rollout {quantization}")
@@ -201,20 +197,20 @@ def _send_weights(config: Config, scheme: Scheme, engine) -> None:
 
 
 def _trainer(own: Config, name: str, records: list[dict], tokens: Path) -> np.ndarray:
-    """The trainer's log-probabilities [t] in its own layout and precision."""
+    """Returns the trainer's log-probabilities [t] in its own layout and precision."""
     _say(f"trainer {name}")
     own.rollout.temperature = 1.0  # that of the engine's scores
     out = tokens.with_name(f"{name}.jsonl")
     code = launch_scoring(own, tokens, out)
     if code:
-        raise _TrainerFailed(code)
+        raise TrainerFailed(code)
     scored = [json.loads(line) for line in out.read_text().splitlines()]
     by_id = {record["sample_id"]: record["logprobs"] for record in scored}
     return _predicted(records, (by_id[record["sample_id"]] for record in records))
 
 
 def _predicted(records: list[dict], scores: Iterable[list[float]]) -> np.ndarray:
-    """Of scores that begin at each sequence's second token, those after its prompt, in one row."""
+    """Returns in one row the scores after each prompt; a sequence's begin at its second token."""
     rows = zip(records, scores, strict=True)
     return np.array([x for record, row in rows for x in row[record["prompt_length"] - 1 :]])
 

@@ -1,6 +1,5 @@
 """Figure 3: each method's ratio envelopes on the same rollouts, without and with the noise."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from alp_megatron.metrics.envelope import (
     envelope_width,
 )
 from alp_megatron.metrics.tokens import Numerator, TokenRatios
-from alp_megatron.report.canvas import GREY, STYLE, series_style
+from alp_megatron.report.canvas import GREY, STYLE, png_file, series_style
 from alp_megatron.report.envelope_figures import X_LABELS, draw_envelope
 from alp_megatron.studies.probe.files import read_tokens
 
@@ -28,15 +27,15 @@ _TITLES = {"clean": "clean policy", "perturbed": "perturbed policy"}
 
 
 def write_figure(out: Path, methods: list[str]) -> Path:
-    """figures/figure3.png of a probe's directory. Returns its path."""
+    """Draws figures/figure3.png of a probe's directory. Returns its path."""
     path = out / "figures" / "figure3.png"
     write_atomic(path, draw_figure({name: read_tokens(out, name) for name in methods}))
     return path
 
 
 def draw_figure(tokens: dict[str, TokenRatios]) -> bytes:
-    """A PNG: a row a method, the clean and the perturbed numerator side by side on equal axes;
-    below, how wide each method's envelope is at each update.
+    """Returns a PNG: a row a method, the clean and the perturbed numerator side by side on equal
+    axes; below, how wide each method's envelope is at each update.
     """
     with rc_context(STYLE):
         rows = len(tokens) + 1
@@ -45,9 +44,7 @@ def draw_figure(tokens: dict[str, TokenRatios]) -> bytes:
         _envelopes(grid[:-1], tokens)
         _widths(grid[-1], tokens)
         _legends(figure, grid)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+        return png_file(figure, dpi=150)
 
 
 def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
@@ -84,7 +81,7 @@ def _envelopes(grid: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
 
 
 def merged(edges: np.ndarray, x_of_groups: list[np.ndarray], fewest: int) -> np.ndarray:
-    """Neighbouring bins joined until each holds `fewest` points of every group.
+    """Joins neighbouring bins until each holds `fewest` points of every group.
 
     A good model finds most of its own tokens likely: of equal bins only those near 0 would be
     full. They are joined from there on; too few at the lower end join the last bin made.
@@ -104,7 +101,7 @@ def merged(edges: np.ndarray, x_of_groups: list[np.ndarray], fewest: int) -> np.
 
 
 def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
-    """The first panel's scale serves both."""
+    """Draws both panels on the first one's scale."""
     for axes, numerator in zip(row, NUMERATORS, strict=True):
         axes.sharey(row[0])
         axes.tick_params(labelleft=numerator == "clean")
@@ -117,7 +114,7 @@ def _widths(row: np.ndarray, tokens: dict[str, TokenRatios]) -> None:
 
 
 def width_by_update(ratios: TokenRatios, numerator: Numerator) -> tuple[np.ndarray, np.ndarray]:
-    """(updates [u], percentile 98 less percentile 2 of their tokens' log ratio, nats [u])."""
+    """Returns (updates [u], percentile 98 less 2 of their tokens' log ratio, nats [u])."""
     train = ratios.train_logprobs(numerator)
     updates = np.unique(ratios.update)
     members = [ratios.update == update for update in updates]
@@ -126,7 +123,7 @@ def width_by_update(ratios: TokenRatios, numerator: Numerator) -> tuple[np.ndarr
 
 
 def _legends(figure: Figure, grid: np.ndarray) -> None:
-    """The staleness above all panels, the methods below them."""
+    """Puts the staleness above all panels, the methods below them."""
     for axes, place in (
         (grid[0, 0], "outside upper center"),
         (grid[-1, 0], "outside lower center"),

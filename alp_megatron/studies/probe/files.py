@@ -23,46 +23,46 @@ from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.metrics.tokens import TokenRatios
 from alp_megatron.runtime.machine import environment
-from alp_megatron.studies.probe.plan import Plan
+from alp_megatron.studies.probe.setup import Probe
 
 RECORD, ROLLOUTS = "probe.json", "rollouts.jsonl"
 _OF_METHOD = ("objective", "perturbation")  # what methods may differ in
 
 
-def prepare(plan: Plan) -> list[str]:
+def prepare(probe: Probe) -> list[str]:
     """Makes the directory or goes on with the one there is. Returns the methods still to do.
 
     Raises:
         UserError: it holds something else, or a probe with other settings.
     """
-    wanted = _identity(plan)
-    if plan.out.exists() and not _is_empty(plan.out):
-        record = read_record(plan.out)
-        _check_same(plan.out, record["of"], wanted)
-        for name in plan.configs.keys() & record["methods"].keys():
-            settings = _settings(plan.configs[name])
-            _check_same(plan.out, record["methods"][name]["settings"], settings)
+    wanted = _identity(probe)
+    if probe.out.exists() and not _is_empty(probe.out):
+        record = read_record(probe.out)
+        _check_same(probe.out, record["of"], wanted)
+        for name in probe.configs.keys() & record["methods"].keys():
+            settings = _settings(probe.configs[name])
+            _check_same(probe.out, record["methods"][name]["settings"], settings)
     else:
         try:
-            plan.out.mkdir(parents=True, exist_ok=True)
+            probe.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {plan.out} cannot be made: {error.strerror}.") from error
+            raise UserError(f"--out {probe.out} cannot be made: {error.strerror}.") from error
         record = {"version": __version__, "of": wanted, "rollouts": None, "methods": {}}
-        _write(plan.out, record)
-        made_with = json.dumps(environment(plan.config), indent=2) + "\n"
-        write_atomic(plan.out / "environment.json", made_with.encode())
-    for name, config in plan.configs.items():
-        write_atomic(plan.out / "configs" / f"{name}.yaml", resolved_yaml(config).encode())
-    return [name for name in plan.configs if name not in record["methods"]]
+        _write(probe.out, record)
+        made_with = json.dumps(environment(probe.config), indent=2) + "\n"
+        write_atomic(probe.out / "environment.json", made_with.encode())
+    for name, config in probe.configs.items():
+        write_atomic(probe.out / "configs" / f"{name}.yaml", resolved_yaml(config).encode())
+    return [name for name in probe.configs if name not in record["methods"]]
 
 
 def read_configs(out: Path, names: list[str]) -> dict[str, Config]:
-    """The configurations that `prepare` wrote."""
+    """Returns the configurations that `prepare` wrote."""
     return {name: load_config(out / "configs" / f"{name}.yaml") for name in names}
 
 
 def read_record(out: Path) -> dict:
-    """probe.json. Raises UserError where there is none, or none that this version reads."""
+    """Returns probe.json. Raises UserError where there is none, or none that this version reads."""
     path = out / RECORD
     if not path.is_file():
         raise UserError(f"--out {out} is there, but holds no {RECORD}: choose another --out.")
@@ -78,7 +78,7 @@ def read_record(out: Path) -> dict:
 
 
 def write_rollouts(out: Path, trajectories: list[Trajectory], score: float) -> None:
-    """The fixed samples, then their fingerprint in probe.json.
+    """Writes the fixed samples, then their fingerprint into probe.json.
 
     Args:
         score: of the evaluation before any update.
@@ -97,7 +97,7 @@ def write_rollouts(out: Path, trajectories: list[Trajectory], score: float) -> N
 
 
 def read_rollouts(out: Path) -> list[Trajectory] | None:
-    """The fixed samples, or None where they have not been sampled yet.
+    """Returns the fixed samples, or None where they have not been sampled yet.
 
     Raises UserError where the file is not the one whose fingerprint probe.json has.
     """
@@ -114,7 +114,7 @@ def read_rollouts(out: Path) -> list[Trajectory] | None:
 def add_method(
     out: Path, name: str, config: Config, updates: list[dict], score: float, tokens: TokenRatios
 ) -> None:
-    """One method's result: its tokens first, so that what probe.json names is there."""
+    """Writes one method's result: its tokens first, so that what probe.json names is there."""
     (out / "tokens").mkdir(exist_ok=True)
     tokens.save(out / "tokens" / f"{name}.npz")
     record = read_record(out)
@@ -136,12 +136,12 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """All that the methods share. Where the directory lies is not part of it."""
-    config = plan.config.model_dump(exclude={"run_dir", *_OF_METHOD})
+def _identity(probe: Probe) -> dict[str, Any]:
+    """Returns all that the methods share. Where the directory lies is not part of it."""
+    config = probe.config.model_dump(exclude={"run_dir", *_OF_METHOD})
     return {
-        "updates": plan.updates,
-        "from": None if plan.start is None else str(plan.start),
+        "updates": probe.updates,
+        "from": None if probe.start is None else str(probe.start),
         "config": config,
     }
 

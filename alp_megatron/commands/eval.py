@@ -1,15 +1,22 @@
 """`alp-megatron eval`."""
 
 import tempfile
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alp_megatron.check.validate import validate
+from alp_megatron.commands.arguments import add_overrides
 from alp_megatron.config.load import config_from
 
 
-def evaluate(model_dir: str, overrides: list[str]) -> int:
-    """Print the model's score on the evaluation prompts, as the rollout engine samples it."""
-    config = config_from({"model": {"path": model_dir}}, overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model_dir", help="Hugging Face model directory")
+    add_overrides(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Prints the model's score on the evaluation prompts, as the rollout engine samples it."""
+    config = config_from({"model": {"path": arguments.model_dir}}, arguments.overrides)
     validate(config)
     import torch
 
@@ -29,10 +36,10 @@ def evaluate(model_dir: str, overrides: list[str]) -> int:
         start_rollout_engine(config, device, Path(logs)) as engine,
     ):
         if scheme is not None:  # else the engine has loaded the weights itself
-            weights = HfTensors(model_dir).stream(getattr(torch, config.rollout.dtype))
+            weights = HfTensors(config.model.path).stream(getattr(torch, config.rollout.dtype))
             engine.update_weights(quantized(weights, scheme), version=0)
         task = build_task(config)
-        stops = stop_tokens(config, read_hf_config(model_dir), task.tokenizer)
+        stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
         score = Driver(config, engine, task, stops).evaluate()
     samples = len(task.eval_items()) * config.evaluation.samples_per_prompt
     print(f"score {score:.4f} ({samples} samples at temperature {config.evaluation.temperature:g})")

@@ -13,12 +13,12 @@ from alp_megatron.errors import UserError
 from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.launch.members import overrides as as_overrides
 from alp_megatron.learner.checkpoints import damage
-from alp_megatron.studies.compare.config import NAMES, named_values
+from alp_megatron.studies.methods import NAMES, named_values
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A probe.
+class Probe:
+    """What a probe is made of.
 
     Attributes:
         out: its directory.
@@ -34,22 +34,22 @@ class Plan:
 
     @property
     def config(self) -> Config:
-        """What all methods share; its `objective` and `perturbation` are the first method's."""
+        """Is what all methods share; its `objective` and `perturbation` are the first method's."""
         return next(iter(self.configs.values()))
 
 
-def plan(
+def set_up(
     path: str,
     overrides: list[str],
     methods: str,
     updates: int,
     out: str | None,
     start: str | None,
-) -> Plan:
+) -> Probe:
     """Reads the configuration once for each method; what a method's name stands for wins.
 
     Args:
-        methods: names of comparison/methods.py, separated by commas.
+        methods: names of studies/methods.py, separated by commas.
         out: where the probe goes; `run_dir` with "-probe" after it if not given.
         start: a directory such as RUN/checkpoints/step_000010.
 
@@ -74,7 +74,7 @@ def plan(
     checkpoint = Path(start) if start is not None else None
     if checkpoint is not None:
         _check_checkpoint(checkpoint, base)
-    return Plan(directory, configs, updates, checkpoint)
+    return Probe(directory, configs, updates, checkpoint)
 
 
 def _names(methods: str) -> list[str]:
@@ -96,7 +96,7 @@ def _check_updates(updates: int, samples: int) -> None:
 
 
 def _with_updates(config: Config, batch: int) -> Config:
-    """Each update's share of the samples, in micro-batches that divide it, at the full rate."""
+    """Sets each update's share of the samples, in micro-batches that divide it, without warm-up."""
     trainer = config.trainer
     trainer.global_batch_size = batch
     replicas = data_parallel_size(config)
