@@ -18,7 +18,7 @@ from alp_megatron.runtime.lifetime import die_with_parent
 T = TypeVar("T")
 
 
-def batches(items: Iterable[T], size_of: Callable[[T], int], limit: int) -> list[list[T]]:
+def batches[T](items: Iterable[T], size_of: Callable[[T], int], limit: int) -> list[list[T]]:
     """The items in order, as many together as `limit` holds, and at least one."""
     found: list[list[T]] = []
     size = 0

@@ -42,7 +42,7 @@ def split_panels(runs: Runs, noisy: set[str]) -> Runs:
     return panels
 
 
-def _grouped(
+def _grouped[T](
     finished: list[Trial], read: Callable[[Trial], T | None]
 ) -> dict[str, dict[str, list[T]]]:
     """{mismatch: {method: one for each seed}}; what `read` does not find is left out."""

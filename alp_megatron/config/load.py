@@ -37,12 +37,16 @@ def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Con
     return config
 
 
-def load_section(kind: type[S], path: str | Path, overrides: list[str] | None = None) -> S:
+def load_section[S: Section](
+    kind: type[S], path: str | Path, overrides: list[str] | None = None
+) -> S:
     """As load_config, for a file of another kind: a cluster, a sweep."""
     return section_from(kind, _read_with_parents(Path(path), ()), overrides)
 
 
-def section_from(kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None) -> S:
+def section_from[S: Section](
+    kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None
+) -> S:
     """The values of a tree as a typed section. Raises UserError naming the dotted key."""
     for override in overrides or []:
         _merge(tree, _parse_override(override))

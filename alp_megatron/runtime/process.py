@@ -1,6 +1,7 @@
 """The life of one training process, from joining the run to its exit code."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,12 @@ from alp_megatron.errors import RunError, UserError
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
 from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE
 from alp_megatron.runtime.lifetime import die_with_parent
+
+_TOO_LOUD = (
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.distributed.distributed_data_parallel",
+    "torch.utils.cpp_extension",
+)
 
 
 def run_process(config: Config, job, *arguments) -> int:
@@ -34,6 +41,10 @@ def run_process(config: Config, job, *arguments) -> int:
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
+    # Megatron-Core 0.19 calls its GPTModel deprecated at each start, and computes itself a layout
+    # that it would be given; torch misses a GPU on machines that have CUDA's compiler.
+    for name in _TOO_LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     enable_cpu_megatron()
     from alp_megatron.runtime.process_groups import join, leave
 

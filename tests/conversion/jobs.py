@@ -1,14 +1,12 @@
 """What the training processes do in the tests of this folder."""
 
-from megatron.core import dist_checkpointing
+from pathlib import Path
 
-from alp_megatron.checkpoint.writer import write_in_this_process
+from alp_megatron.checkpoint.writer import save_now
 from alp_megatron.model.microbatch import Sequence
 from alp_megatron.trainer.learner import Learner
 from alp_megatron.trainer.logprobs import token_logprobs
 from conversion.megatron_model import load_megatron, sharded_state
-
-write_in_this_process()
 
 
 def through_megatron(config, rank, state_dir: str, saved: str, sequences: list) -> dict:
@@ -29,5 +27,5 @@ def through_megatron(config, rank, state_dir: str, saved: str, sequences: list) 
     samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
     found = token_logprobs(learner, samples)
     state = {f"model{i}": sharded_state(chunk) for i, chunk in enumerate(learner.chunks)}
-    dist_checkpointing.save(state, saved)
+    save_now(state, Path(saved))
     return found
