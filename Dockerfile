@@ -6,9 +6,9 @@
 #
 # This file was never built, for want of a machine with Docker, a GPU and NVIDIA's packages. Checked
 # were: hadolint 2.15.1; that every path copied exists; the pins against pyproject.toml and
-# requirements/cpu.txt; that pip's resolver (a dry run, Linux x86-64, Python 3.11) finds all of them
-# and that they go together. Left out of that: the CUDA libraries that torch asks for
-# (nvidia-*-cu13), and Transformer Engine's PyTorch part, which is compiled here.
+# requirements/cpu.txt; that pip's resolver (a dry run, Linux x86-64, Python 3.12) finds all of them
+# and that they go together, with the CUDA libraries that torch asks for. Left out of that:
+# Transformer Engine's PyTorch part, which is compiled here.
 
 FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 
@@ -16,14 +16,14 @@ FROM nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        build-essential git ninja-build python3-dev python3-venv \
+        build-essential git ninja-build python3.12-dev python3.12-venv \
     && rm -rf /var/lib/apt/lists/*
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
-RUN python3 -m venv "$VIRTUAL_ENV"
+RUN python3.12 -m venv "$VIRTUAL_ENV"
 
 # torch first: Transformer Engine (and apex) are compiled against the one that is installed. A change
 # of the project's own files leaves all layers down to here in Docker's cache.

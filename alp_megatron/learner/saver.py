@@ -6,7 +6,7 @@ that complete a checkpoint are made between two steps, when every rank's thread 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
@@ -34,22 +33,23 @@ from alp_megatron.learner.checkpoints import (
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.optimizer import chained
 from alp_megatron.learner.state import metadata, sharded_state
-from alp_megatron.learner.writer import write_in_this_process
-from alp_megatron.runtime.mesh import from_every_rank
+from alp_megatron.learner.writer import PlannedSave, RankPart
+from alp_megatron.runtime.mesh import from_every_rank, to_first_rank
 from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.hf_model import export_dtype, write_model
-
-write_in_this_process()
 
 
 @dataclass(frozen=True)
 class _Save:
-    """A checkpoint that is being written. `written` gives this rank's files, described."""
+    """A checkpoint that is being written.
+
+    `written` gives where this rank's tensors are in its file, and its files, described.
+    """
 
     final: Path
     partial: Path
     nbytes: int  # on all ranks
-    complete: list[Callable[[], None]]  # Megatron's last steps, collective
+    part: RankPart
     written: Future
 
 
@@ -62,8 +62,9 @@ class CheckpointSaver:
         if dist.get_rank() == 0:
             self._removal = self._thread.submit(remove_leftovers, run_dir)
         # What all replicas hold is written by all, each a part.
+        self._planned = PlannedSave()
         self._strategy = FullyParallelSaveStrategyWrapper(
-            get_default_save_sharded_strategy(),
+            self._planned,
             parallel_state.get_data_parallel_group(with_context_parallel=True),
         )
         self._save: _Save | None = None
@@ -87,31 +88,28 @@ class CheckpointSaver:
                 write_atomic(partial / COUNTERS, json.dumps(counters | {"step": step}).encode())
             dist.barrier()
             form = metadata(self._learner.config)
-            request = dist_checkpointing.save(
+            dist_checkpointing.save(
                 sharded_state(self._learner, form, loading=False),
                 str(partial / "state"),
                 self._strategy,
                 content_metadata=form,
-                async_sharded_save=True,
             )
-        buckets = _copied(request.async_fn_args[1], self._learner) if request.async_fn else []
+        part, self._planned.part = self._planned.part, None
+        _detach(part, self._learner)
         model, dtype = self._hf_model()
-        own = sum(t.nbytes for _, _, (_, data) in buckets for _, t in data)
-        nbytes = sum(from_every_rank(own + sum(tensor.nbytes for _, tensor in model)))
+        nbytes = sum(from_every_rank(part.nbytes + sum(tensor.nbytes for _, tensor in model)))
         if dist.get_rank() == 0:
             check_free_space(partial, nbytes)
 
-        def write() -> dict[str, dict]:
-            if buckets:
-                request.async_fn(request.async_fn_args[0], buckets, request.async_fn_args[2])
+        def write() -> tuple[list, dict[str, dict]]:
+            results = part.write()
             if model:
                 write_model(model, self._source, partial / "hf", dtype)
-            files = [Path(path) for path, _, _ in buckets]
+            files = [partial / "state" / n for n in {r.storage_data.relative_path for r in results}]
             files += (partial / "hf").iterdir() if model else []
-            return {str(path.relative_to(partial)): describe(path) for path in files}
+            return results, {str(path.relative_to(partial)): describe(path) for path in files}
 
-        written = self._thread.submit(write)
-        self._save = _Save(final, partial, nbytes, request.finalize_fns, written)
+        self._save = _Save(final, partial, nbytes, part, self._thread.submit(write))
 
     def written(self) -> bool:
         """Whether every rank has written its part, so that `finish` will not wait."""
@@ -129,11 +127,10 @@ class CheckpointSaver:
             return
         save, self._save = self._save, None
         with writing(save.partial, save.nbytes):
-            described = from_every_rank(save.written.result())
-            for complete in save.complete:
-                complete()
-            if dist.get_rank() == 0:
-                known = {name: entry for part in described for name, entry in part.items()}
+            written = to_first_rank(save.written.result())
+            if written:
+                save.part.finish([results for results, _ in written])
+                known = {name: entry for _, files in written for name, entry in files.items()}
                 write_manifest(save.partial, known)
                 publish(save.partial, save.final)
                 trainer = self._learner.config.trainer
@@ -152,25 +149,23 @@ class CheckpointSaver:
         return [(n, t.to("cpu", copy=True)) for n, t in self._export.stream(dtype)], dtype
 
 
-def _copied(buckets: list, learner: Learner) -> list:
-    """Megatron's write buckets with every tensor in memory that training does not touch.
+def _detach(part: RankPart, learner: Learner) -> None:
+    """Give the part tensors of its own, in memory that training does not touch.
 
-    Much of it is already: Megatron copies what is a view of something larger.
+    Some are already: Megatron has gathered them for this save.
     """
     in_use = {tensor.untyped_storage().data_ptr() for tensor in _held(learner)}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_cuda:
             return tensor.to("cpu", non_blocking=True)
-        return tensor.clone() if tensor.untyped_storage().data_ptr() in in_use else tensor
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in in_use
+        return tensor if alone else tensor.clone()
 
-    copies = [
-        (path, key, (blobs, [(index, copied(tensor)) for index, tensor in data]))
-        for path, key, (blobs, data) in buckets
-    ]
+    part.detach(copied)
     if learner.device.type == "cuda":
         torch.cuda.synchronize()
-    return copies
 
 
 def _held(learner: Learner) -> Iterator[torch.Tensor]:

@@ -1,33 +1,90 @@
-"""Megatron's checkpoint writer without processes of its own."""
+"""One rank's part of Megatron's sharded state: planned at once, written when it suits the caller.
 
-import queue
-from concurrent.futures import ThreadPoolExecutor
+Megatron-Core 0.19.2 writes later only through nvidia-resiliency-ext 0.6, which has no release on
+PyPI and writes in processes of its own, or through code that it calls deprecated at every save.
+The format (torch_dist) is torch.distributed.checkpoint's, so its writer does the rest.
+"""
 
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan
+from torch.distributed.checkpoint.storage import WriteResult
+
+from alp_megatron.runtime.mesh import to_first_rank
 
 
-def write_in_this_process() -> None:
-    """Patch Megatron: a save needs neither writer processes nor a manager for them.
+@dataclass
+class RankPart:
+    """What one rank writes of a checkpoint. `metadata`, on rank 0, says where everything is."""
 
-    Both outlive a killed trainer, the manager takes seconds to start, and forking a process
-    that has threads may hang.
-    """
-    FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write)
-    filesystem_async._results_queue = queue.Queue()
+    writer: FileSystemWriter
+    plan: SavePlan
+    data: dict  # by the index of the plan's items: a tensor, or bytes
+    metadata: Metadata | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.data.values() if isinstance(t, torch.Tensor))
+
+    def detach(self, copied: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put `copied(tensor)` in the place of every tensor."""
+        for index, value in self.data.items():
+            if isinstance(value, torch.Tensor):
+                self.data[index] = copied(value)
+
+    def write(self) -> list[WriteResult]:
+        """Write this rank's file and wait for the disk. Calls no other rank."""
+        return self.writer.write_data(self.plan, self).wait() if self.plan.items else []
+
+    def resolve_data(self, item):
+        """The writer asks a planner for its data; here it is this object that has them."""
+        return self.data[item.index]
+
+    def finish(self, results: list[list[WriteResult]]) -> None:
+        """Write, on rank 0, where each tensor is: the results of all ranks by rank."""
+        FileSystemWriter(self.writer.path).finish(self.metadata, results)
 
 
-def _write(transforms, use_msc, rank, buckets, results: queue.Queue) -> None:
-    """`write_preloaded_data_multiproc` with threads where Megatron forks processes."""
-    done, counter = queue.Queue(), queue.Queue()
-    for _ in buckets:
-        counter.put(None)
-    write = FileSystemWriterAsync.write_preloaded_data
-    with ThreadPoolExecutor(max(len(buckets), 1)) as pool:
-        for index, bucket in enumerate(buckets):
-            pool.submit(write, transforms, index, bucket, done, counter, True)
-    written = dict(done.get() for _ in buckets)
-    for result in written.values():
-        if isinstance(result, Exception):
-            raise result
-    results.put(written)
+class PlannedSave(TorchDistSaveShardedStrategy):
+    """Megatron's strategy, but `save` leaves in `part` what this rank has to write."""
+
+    def __init__(self):
+        super().__init__()
+        self.part: RankPart | None = None
+
+    def save(self, sharded_state_dict: dict, checkpoint_dir: str | Path) -> None:
+        own, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        planner = MCoreSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner(mcore_to_pyt_state_dict(own), is_coordinator=dist.get_rank() == 0)
+        # Nothing is on the GPU any more when it is written, so nothing is copied ahead.
+        writer = FileSystemWriter(checkpoint_dir, per_thread_copy_ahead=0)
+        # Megatron's plans need no change by rank 0: "without collectives" a rank names its file.
+        writer.set_up_storage_writer(
+            dist.get_rank() == 0, rank=dist.get_rank(), use_collectives=False
+        )
+        plan = writer.prepare_local_plan(planner.create_local_plan())
+        plans = to_first_rank(plan)
+        metadata = planner.create_global_plan(plans)[1] if plans else None
+        data = {item.index: planner.resolve_data(item) for item in plan.items}
+        self.part = RankPart(writer, plan, data, metadata)
+
+
+def save_now(state: dict, directory: Path, **options) -> None:
+    """`dist_checkpointing.save`, which by itself would use the deprecated writer. Collective."""
+    strategy = PlannedSave()
+    dist_checkpointing.save(state, str(directory), strategy, **options)
+    results = to_first_rank(strategy.part.write())
+    if results:
+        strategy.part.finish(results)
+    dist.barrier()

@@ -1,7 +1,7 @@
 """Everything that lets Megatron-Core run without CUDA, and nothing else.
 
 `enable_cpu_megatron()` must run before the first import of `megatron`. Where CUDA is present it
-does nothing. Each patch states why it is needed; they were made for Megatron-Core 0.16.1 and
+does nothing. Each patch states why it is needed; they were made for Megatron-Core 0.19.2 and
 the version is checked, because a patch on other code would be wrong without an error.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-MEGATRON_VERSION = "0.16.1"
+MEGATRON_VERSION = "0.19.2"
 CPU = torch.device("cpu")
 
 

@@ -109,3 +109,11 @@ def from_every_rank(value, group: dist.ProcessGroup | None = None) -> list:
     values = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def to_first_rank(value) -> list | None:
+    """The values of all ranks of the run (of any picklable kind), by rank, on rank 0; None on the
+    others. Collective."""
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values

@@ -1,5 +1,6 @@
 """The life of one training process, from joining the run to its exit code."""
 
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,12 @@ from alp_megatron.errors import RunError, UserError
 from alp_megatron.files import is_lack_of_space
 from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
 from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_parent
+
+_TOO_LOUD = (
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.distributed.distributed_data_parallel",
+    "torch.utils.cpp_extension",
+)
 
 
 def run_process(config: Config, job, *arguments) -> int:
@@ -33,6 +40,10 @@ def run_process(config: Config, job, *arguments) -> int:
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
+    # Megatron-Core 0.19 calls its GPTModel deprecated at each start, and computes itself a layout
+    # that it would be given; torch misses a GPU on machines that have CUDA's compiler.
+    for name in _TOO_LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     enable_cpu_megatron()
     from alp_megatron.runtime.mesh import join, leave
 

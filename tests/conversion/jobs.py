@@ -1,13 +1,11 @@
 """What the training processes do in the tests of this folder."""
 
-from megatron.core import dist_checkpointing
+from pathlib import Path
 
 from alp_megatron.conversion.megatron_model import load_megatron, sharded_state
 from alp_megatron.data.microbatch import Sequence
 from alp_megatron.learner.learner import Learner, token_logprobs
-from alp_megatron.learner.writer import write_in_this_process
-
-write_in_this_process()
+from alp_megatron.learner.writer import save_now
 
 
 def through_megatron(config, rank, state_dir: str, saved: str, sequences: list) -> dict:
@@ -28,5 +26,5 @@ def through_megatron(config, rank, state_dir: str, saved: str, sequences: list) 
     samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
     found = token_logprobs(learner, samples)
     state = {f"model{i}": sharded_state(chunk) for i, chunk in enumerate(learner.chunks)}
-    dist_checkpointing.save(state, saved)
+    save_now(state, Path(saved))
     return found

@@ -35,7 +35,7 @@ def test_layers_out_of_fp8(settings, expected):
     "settings, expected",
     [
         ({"recipe": "delayed"}, "with a scale of 1; use the tensorwise or blockwise recipe"),
-        ({"recipe": "mxfp8"}, "would set the noise scales to 0; use the tensorwise or blockwise"),
+        ({"recipe": "mxfp8"}, "scales beside them; use the tensorwise or blockwise"),
         ({"recipe": "blockwise", "shared": False}, "needs trainer.use_distributed_optimizer=true"),
         ({"recipe": "tensorwise"}, "needs a CUDA device"),
     ],

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from matplotlib import rc_context
@@ -39,7 +38,6 @@ from alp_megatron.studies.compare.trials import Trial
 Curve = tuple[np.ndarray, np.ndarray]  # steps [k], values [k]
 Runs = dict[str, dict[str, list[list[dict]]]]  # title: {method: [records of a run]}
 Methods = Mapping[str, Sequence[TokenRatios]]
-T = TypeVar("T")
 _ROWS = {
     "evaluation score\n(mean reward)": scores,
     "training reward\n(mean)": lambda records: series(records, "reward/mean"),
@@ -79,7 +77,7 @@ def split_panels(runs: Runs, noisy: set[str]) -> Runs:
     return panels
 
 
-def _grouped(
+def _grouped[T](
     finished: list[Trial], read: Callable[[Trial], T | None]
 ) -> dict[str, dict[str, list[T]]]:
     """Returns {mismatch: {method: one for each seed}}; what `read` does not find is left out."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,10 +48,7 @@ class Transport(Protocol):
         """Leaves nothing behind; may be called again."""
 
 
-T = TypeVar("T")
-
-
-def bounded(items: Iterable[T], size_of: Callable[[T], int], capacity: int) -> Iterator[list[T]]:
+def bounded[T](items: Iterable[T], size_of: Callable[[T], int], capacity: int) -> Iterator[list[T]]:
     """Yields the items in order, as many together as `capacity` holds, and at least one."""
     held: list[T] = []
     size = 0
