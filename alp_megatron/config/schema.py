@@ -218,8 +218,8 @@ class LoggingConfig(Section):
     clean_mismatch_interval: int = Field(
         1,
         ge=0,
-        description="in steps, of mismatch/*; costs a forward pass where the method makes none "
-        "at the old weights; 0 for never",
+        description="in steps, of mismatch_before/*; costs a forward pass where the method makes "
+        "none before its updates; 0 for never",
     )
     envelope_interval: int = Field(
         10,
