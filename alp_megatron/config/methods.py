@@ -1,4 +1,4 @@
-"""The methods, as data: what each one compares the training policy with, and corrects.
+"""Describes the methods as data: what each compares the training policy with, and corrects.
 
 Light: no torch import. docs/methods.md has the formulae in one table.
 """
@@ -14,7 +14,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the registry.
+    """Is one row of the registry.
 
     Attributes:
         reference: whose log-probs the ratio is taken against: the rollout engine's, or
@@ -59,14 +59,14 @@ METHODS = {
         },
         fixed={"level": ("sequence",), "length_normalized": (True,)},
     ),
-    # grpo times min(w, C): see tis.py.
+    # grpo times min(w, C): see objectives/correction.py.
     "tis": Method(
         reference="old",
         defaults=PPO_CLIP,
         correction={"weight": "truncated", "weight_high": 2.0},
         fixed={"correction.weight": ("truncated",)},
     ),
-    # grpo times w where lo <= w <= hi, else 0; or times 1 there: see mis.py.
+    # grpo times w where lo <= w <= hi, else 0; or times 1 there: see the same.
     "mis": Method(
         reference="old",
         defaults=PPO_CLIP,
@@ -94,7 +94,7 @@ METHODS = {
 
 
 def with_method_defaults(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Returns the same configuration, with the method's defaults where the user gave no value.
+    """Returns the configuration with the method's defaults where the user gave no value.
 
     For the config loader, before the resolved configuration is written: once written, every
     key counts as given.

@@ -341,8 +341,8 @@ class LoggingConfig(Section):
     clean_mismatch_interval: int = Field(
         1,
         ge=0,
-        description="steps between measurements of mismatch/*; costs a forward pass where the "
-        "method makes none at the old weights; 0 for never",
+        description="steps between measurements of mismatch_before/*; costs a forward pass where "
+        "the method makes none before its updates; 0 for never",
     )
     envelope_interval: int = Field(
         10,

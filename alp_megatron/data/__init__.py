@@ -1,1 +1,1 @@
-"""From sampled trajectories to micro-batches."""
+"""Makes micro-batches of sampled trajectories."""

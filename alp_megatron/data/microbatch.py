@@ -1,4 +1,4 @@
-"""A micro-batch: several sequences in one row of tokens."""
+"""Packs several sequences in one row of tokens: a micro-batch."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ PAD_SAMPLE_ID = -1
 
 @dataclass
 class Sequence:
-    """Token ids of one sample, and which of them are to be predicted.
+    """Holds the token ids of one sample, and which of them are to be predicted.
 
     Attributes:
         sample_id: addresses the sample's noise.
@@ -27,7 +27,7 @@ class Sequence:
 
 @dataclass
 class MicroBatch:
-    """Sequences laid one after another; every tensor is int64.
+    """Holds sequences laid one after another; every tensor is int64.
 
     Attributes:
         tokens, positions, sample_ids: [T]. `sample_ids` is -1 on padding.
@@ -59,7 +59,7 @@ def row_length(sequences: list[Sequence], packing: bool) -> int:
 def pack(
     sequences: list[Sequence], *, packing: bool, total_length: int, device: torch.device
 ) -> MicroBatch:
-    """Lay sequences in one row of `total_length` tokens.
+    """Lays sequences in one row of `total_length` tokens.
 
     With `packing` they lie back to back; otherwise each is padded to the longest of them.
     """

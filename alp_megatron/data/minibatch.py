@@ -1,4 +1,4 @@
-"""From trajectories to mini-batches, replicas' shares and the inputs of the loss."""
+"""Makes mini-batches of trajectories, and the inputs of their loss."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from alp_megatron.objectives.loss import LossInputs
 def minibatches(
     trajectories: list[Trajectory], size: int, seed: int, step: int
 ) -> list[list[Trajectory]]:
-    """The step's samples in the order of their updates: shuffled by (seed, step) alone."""
+    """Returns the step's samples in the order of their updates, shuffled by (seed, step) alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     order = torch.randperm(len(trajectories), generator=generator).tolist()
     shuffled = [trajectories[i] for i in order]
@@ -24,7 +24,7 @@ def minibatches(
 
 
 def as_sequence(trajectory: Trajectory) -> Sequence:
-    """Prompt and response; the response is to be predicted."""
+    """Returns prompt and response, of which the response is to be predicted."""
     return Sequence(
         trajectory.sample_id,
         trajectory.prompt_ids + trajectory.response_ids,
@@ -34,7 +34,7 @@ def as_sequence(trajectory: Trajectory) -> Sequence:
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """What the loss of one update must know beside the log-probabilities.
+    """Holds what the loss of one update must know beside the log-probabilities.
 
     Attributes:
         trajectories: by sample id, of the whole mini-batch.
@@ -56,8 +56,8 @@ class MiniBatch:
         trajectories: list[Trajectory],
         old_logprobs: dict[int, Tensor] | None,
     ) -> "MiniBatch":
-        """Corrections are made here, of the whole mini-batch on every rank alike: so what is
-        rejected, and what the loss is divided by, cannot depend on how it is dealt out."""
+        """Makes the corrections too, of the whole mini-batch on every rank alike: what is rejected,
+        and what the loss is divided by, cannot depend on how it is dealt out."""
         assert all(t.advantage is not None for t in trajectories), "a trajectory is not scored"
         by_id = {t.sample_id: t for t in trajectories}
         lengths = [len(t.response_ids) for t in trajectories]
@@ -82,7 +82,7 @@ class MiniBatch:
         return cls(by_id, old_logprobs, corrections, int(counted.sum()), len(by_id) - lost)
 
     def loss_inputs(self, logprobs: Tensor, batch: MicroBatch) -> LossInputs:
-        """The flat tensors of one micro-batch, aligned with its predicted tokens."""
+        """Returns the flat tensors of one micro-batch, aligned with its predicted tokens."""
         members = [self.trajectories[i] for i in batch.sequence_sample_ids]
 
         def joined(parts: list[Tensor]) -> Tensor:

@@ -83,7 +83,7 @@ def updates_per_step(config: Config) -> int:
 
 
 def extra_passes(config: Config) -> float:
-    """Forward passes at the old weights a step, on average: the method's, or for mismatch/*."""
+    """Forward passes before the updates of a step, on average: the method's, or the metrics'."""
     if needs_old_logprobs(config.objective):
         return 1.0
     interval = config.logging.clean_mismatch_interval

@@ -1,1 +1,1 @@
-"""FP8 training: Transformer Engine's on CUDA, its numerics in plain torch elsewhere."""
+"""Trains in FP8: by Transformer Engine on CUDA, by its numerics in plain torch elsewhere."""

@@ -1,4 +1,4 @@
-"""Megatron's column- and row-parallel linear layers with FP8 operands, emulated."""
+"""Emulates FP8 operands in Megatron's column- and row-parallel linear layers."""
 
 import torch
 from megatron.core import parallel_state
@@ -30,7 +30,7 @@ HISTORY = "fp8_history"  # in the names of the delayed recipe's buffers
 
 
 class _RoundedMatmul(torch.autograd.Function):
-    """x w^T, its products accumulated in fp32, the results in the operands' own types."""
+    """Computes x w^T, its products accumulated in fp32, the results in the operands' own types."""
 
     @staticmethod
     def forward(ctx, x, w, recipe: Recipe, run: Fp8Pass, tokens: Tensor | None):
@@ -53,13 +53,13 @@ class _RoundedMatmul(torch.autograd.Function):
 
 
 def _rows(tensor: Tensor, tokens: Tensor | None) -> Tensor:
-    """fp32 [t, c] of [t, 1, c], zero where `tokens` [t, 1] is False; of an expert's [t, c] all."""
+    """Returns fp32 [t, c] of [t, 1, c], zero where `tokens` is False; of an expert's [t, c] all."""
     rows = tensor.flatten(0, -2).float()
     return rows if tokens is None else rows * tokens
 
 
 class EmulatedFp8:
-    """Inside an `fp8_pass` the product of Megatron's layer is rounded; outside it is Megatron's."""
+    """Rounds the operands of Megatron's layer inside an `fp8_pass`; outside it is Megatron's."""
 
     def __init__(self, *args, config, **kwargs):
         super().__init__(*args, config=config, **kwargs)
@@ -90,11 +90,11 @@ class EmulatedFp8:
 
 
 class Fp8ColumnParallelLinear(EmulatedFp8, ColumnParallelLinear):
-    """y = x w^T with the rows of w split over TP."""
+    """Computes y = x w^T with the rows of w split over TP."""
 
 
 class Fp8RowParallelLinear(EmulatedFp8, RowParallelLinear):
-    """y = x w^T with the columns of w split over TP."""
+    """Computes y = x w^T with the columns of w split over TP."""
 
 
 def _recipe(layer, settings: Fp8Config) -> Recipe:
@@ -131,7 +131,7 @@ def count_surviving(layer, clean: Tensor, noisy: Tensor, noise) -> None:
 
 
 def _normalised(layer, hidden_states: Tensor) -> Tensor:
-    """By the layer's input norm, which Transformer Engine's spec keeps inside of linear_qkv."""
+    """Applies the layer's input norm, which Transformer Engine's spec keeps inside linear_qkv."""
     weight = getattr(layer.self_attention.linear_qkv, "layer_norm_weight", None)
     if weight is None:
         return layer.input_layernorm(hidden_states)
@@ -139,7 +139,7 @@ def _normalised(layer, hidden_states: Tensor) -> Tensor:
 
 
 def _scale(layer, operand: Tensor) -> Tensor:
-    """Of linear_qkv's input; on CUDA the delayed recipe's is that of the present amax."""
+    """Returns the scale of linear_qkv's input; on CUDA the delayed recipe's is of its amax now."""
     emulated = layer.config.emulated_fp8
     recipe = emulated.recipe if emulated is not None else layer.config.fp8_recipe
     if recipe in BLOCK_SCALES:

@@ -1,4 +1,4 @@
-"""What the FP8 layers must know of the micro-batch that runs through them."""
+"""Rounds the operands of linear layers by each recipe, and tells layers of their micro-batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from alp_megatron.fp8.rounding import (
 
 @dataclass(eq=False)
 class Fp8Pass:
-    """One forward pass of one micro-batch, and its recomputations.
+    """Stands for one forward pass of one micro-batch, and its recomputations.
 
     It travels with the micro-batch, never on a module: 1F1B runs other micro-batches between a
     forward and its recomputation, which must round with the scales of that forward.
@@ -67,7 +67,7 @@ def current_pass() -> Fp8Pass | None:
 
 @contextmanager
 def without_fp8(config) -> Iterator[None]:
-    """Micro-batches made inside run in high precision. `config` is the model's PolicyConfig."""
+    """Makes micro-batches inside run in high precision. `config` is the model's PolicyConfig."""
     kept = config.fp8, config.emulated_fp8
     config.fp8 = config.emulated_fp8 = None
     try:
@@ -81,7 +81,7 @@ OPERANDS = ("input", "weight", "gradient")
 
 
 def tensor_amax(*tensors: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """fp32 [n]: the amax of each tensor over the ranks that hold parts of it. Collective."""
+    """Returns each tensor's amax over the ranks that hold parts of it, fp32 [n]. Collective."""
     amaxes = torch.stack([amax_of(t.detach()) for t in tensors])
     if dist.get_world_size(group) > 1:
         dist.all_reduce(amaxes, op=dist.ReduceOp.MAX, group=group)
@@ -89,33 +89,33 @@ def tensor_amax(*tensors: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def amax_of(tensor: Tensor) -> Tensor:
-    """fp32 []; 0 of a tensor without elements, as where a rank holds padding alone or no token
-    reaches an expert."""
+    """Returns fp32 []; 0 of a tensor without elements, as where a rank holds padding alone or no
+    token reaches an expert."""
     return tensor.abs().amax().float() if tensor.numel() else torch.zeros((), device=tensor.device)
 
 
 class AmaxMeter:
-    """What the metrics report of one linear layer's operands: since the last `take`, the largest
-    amax, and the largest amax in units of what its scale could hold (above 1 values saturated)."""
+    """Keeps what the metrics report of a linear layer's operands: since the last `take`, the
+    largest amax, and the largest in units of what its scale can hold (above 1 values saturated)."""
 
     def __init__(self):
         self._peaks = torch.zeros(2, len(OPERANDS))
 
     def see(self, operand: int, amax: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
-        """`scale` is None where it is made of this very amax."""
+        """Looks at one amax; `scale` is None where it is made of this very amax."""
         fill = torch.ones(()) if scale is None else amax * scale / largest(dtype)
         self._peaks[:, operand] = torch.maximum(
             self._peaks[:, operand], torch.stack([amax, fill]).nan_to_num()
         )
 
     def take(self) -> Tensor:
-        """fp32 [2, 3]: amax and fill of input, weight and gradient; the meter starts anew."""
+        """Returns amax and fill of input, weight and gradient, fp32 [2, 3]; starts anew."""
         peaks, self._peaks = self._peaks, torch.zeros_like(self._peaks)
         return peaks
 
 
 class AmaxHistory(nn.Module):
-    """The delayed recipe's memory: the last amaxes of input, weight and gradient, and the scales
+    """Is the delayed recipe's memory: the last amaxes of input, weight and gradient, and the scales
     made of them. Buffers, so that a checkpoint holds them; fp32 also where the model is cast."""
 
     def __init__(self, length: int, algorithm: str, margin: int):
@@ -125,13 +125,13 @@ class AmaxHistory(nn.Module):
         self.register_buffer("scales", torch.ones(len(OPERANDS)))
 
     def scale(self, operand: int, amax: Tensor, dtype: torch.dtype) -> Tensor:
-        """That of the history; an operand without one is scaled by its own amax, fp32 []."""
+        """Returns the history's scale; for an operand without one, its own amax's, fp32 []."""
         own = float32_scale(amax, dtype) / 2**self._margin
         return torch.where(self.amaxes[0, operand] > 0, self.scales[operand], own)
 
     def record(self, operand: int, amax: Tensor, dtype: torch.dtype) -> None:
-        """The scale of the operand's next pass. An amax of 0 or one that is not finite is left
-        out, as it would make no scale."""
+        """Makes the scale of the operand's next pass. An amax of 0 or one that is not finite is
+        left out, as it would make no scale."""
         if not usable(amax):
             return
         column = self.amaxes[:, operand]
@@ -165,13 +165,13 @@ class Recipe(Protocol):
     def gradients(
         self, g: Tensor, x: Tensor, w: Tensor, scales: Tensor | None, run: Fp8Pass
     ) -> tuple[Pair, Pair]:
-        """(g, w) for dx, and (g, x) for dw."""
+        """Returns (g, w) for dx, and (g, x) for dw."""
         ...
 
 
 @dataclass
 class PerTensor:
-    """One scale for a tensor: of its present amax, or with a history of those before.
+    """Takes one scale for a tensor: of its present amax, or with a history of those before.
 
     group: the ranks whose amaxes are merged, so that the scale does not depend on the layout.
     """
@@ -212,7 +212,7 @@ class PerTensor:
 
 @dataclass
 class Blocks:
-    """One scale for each block of `size` elements along the contracted dimension; with
+    """Takes one scale for each block of `size` elements along the contracted dimension; with
     `square_weights`, for each size x size of the weight.
 
     Blocks begin where a rank's shard begins: they are the same in every layout whose shards are
@@ -252,10 +252,10 @@ class Blocks:
 
 
 def blockwise(gradient_dtype: torch.dtype, meter: AmaxMeter) -> Blocks:
-    """128 x 128 for weights, 1 x 128 for inputs and gradients, scales that are powers of two."""
+    """Returns blocks of 128 x 128 for weights, else of 1 x 128; scales are powers of two."""
     return Blocks(*BLOCK_SCALES["blockwise"], True, gradient_dtype, meter)
 
 
 def mxfp8(gradient_dtype: torch.dtype, meter: AmaxMeter) -> Blocks:
-    """1 x 32 for all, E8M0 scales."""
+    """Returns blocks of 1 x 32 for all, with E8M0 scales."""
     return Blocks(*BLOCK_SCALES["mxfp8"], False, gradient_dtype, meter)

@@ -1,4 +1,4 @@
-"""Rounding to FP8 and back: casts, scales, blocks."""
+"""Rounds to FP8 and back: casts, scales, blocks."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ E5M2 = torch.float8_e5m2
 
 
 def largest(dtype: torch.dtype) -> float:
-    """448 for E4M3, 57344 for E5M2."""
+    """Returns 448 for E4M3, 57344 for E5M2."""
     return torch.finfo(dtype).max
 
 
@@ -31,7 +31,7 @@ def encode(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def round_trip(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the codes of `encode` stand for, fp32."""
+    """Returns what the codes of `encode` stand for, fp32."""
     return encode(values, scale, dtype).float().mul_(scale.reciprocal())
 
 
@@ -45,7 +45,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def float32_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    """largest / amax: the largest value becomes FP8's largest.
+    """Returns largest / amax: the largest value becomes FP8's largest.
 
     1 where amax is 0, infinite or NaN; fp32's largest number where the quotient overflows.
     """
@@ -57,13 +57,13 @@ def float32_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def power_of_two_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    """`float32_scale` rounded down to a power of two, as the blockwise recipe has it."""
+    """Returns `float32_scale` rounded down to a power of two, as the blockwise recipe has it."""
     scale = float32_scale(amax, dtype)
     return (scale.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
 
 
 def e8m0_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / 2^e with 2^e the least power of two >= amax / largest (an E8M0 number, from 2^-126 on).
+    """Returns 1 / 2^e, 2^e the least power of two >= amax / largest (E8M0, from 2^-126 on).
 
     From the OCP Microscaling formats, with the rounding of Transformer Engine. 1 where amax is
     0, infinite or NaN.
@@ -80,7 +80,7 @@ BLOCK_SCALES = {"blockwise": (128, power_of_two_scale), "mxfp8": (32, e8m0_scale
 
 
 def usable(amax: Tensor) -> Tensor:
-    """Whether a scale can be made of it."""
+    """Returns whether a scale can be made of it."""
     return (amax > 0) & amax.isfinite()
 
 
@@ -89,8 +89,8 @@ ScaleRule = Callable[[Tensor, torch.dtype], Tensor]
 
 
 def row_scales(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
-    """The scale [r, c] of every element of a matrix [r, c], fp32, with blocks of 1 x size along
-    the last dimension; the last block of a row may be shorter."""
+    """Returns the scale [r, c] of every element of a matrix [r, c], fp32, with blocks of 1 x size
+    along the last dimension; the last block of a row may be shorter."""
     columns = matrix.shape[1]
     blocks = pad(matrix, (0, -columns % size)).unflatten(1, (-1, size))
     scale = rule(blocks.abs().amax(-1, keepdim=True), dtype)
@@ -98,17 +98,17 @@ def row_scales(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -
 
 
 def round_rows(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
-    """With the scales of `row_scales`."""
+    """Rounds with the scales of `row_scales`."""
     return round_trip(matrix, row_scales(matrix, size, dtype, rule), dtype)
 
 
 def round_columns(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
-    """Blocks of size x 1, along the first dimension."""
+    """Rounds blocks of size x 1, along the first dimension."""
     return round_rows(matrix.t(), size, dtype, rule).t()
 
 
 def round_squares(matrix: Tensor, size: int, dtype: torch.dtype, rule: ScaleRule) -> Tensor:
-    """Blocks of size x size; those at the lower and right edges may be smaller."""
+    """Rounds blocks of size x size; those at the lower and right edges may be smaller."""
     rows, columns = matrix.shape
     padded = pad(matrix, (0, -columns % size, 0, -rows % size))
     blocks = padded.unflatten(1, (-1, size)).unflatten(0, (-1, size))

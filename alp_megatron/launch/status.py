@@ -126,7 +126,7 @@ def status_line(run_dir: Path, jobs: dict[str, str]) -> str:
     return ", ".join(words)
 
 
-METRICS = ("eval/score", "reward/mean", "mismatch/k3", "ratio/p98")
+METRICS = ("eval/score", "reward/mean", "mismatch_before/k3", "ratio/p98")
 
 
 def results(arguments: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The training engine: Megatron's forward-backward schedules over micro-batches of samples."""
+"""Drives Megatron's forward-backward schedules over micro-batches of samples."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class OptimizerStep:
 
 
 class Learner:
-    """This rank's part of the policy and, for training, its optimizer.
+    """Owns this rank's part of the policy and, for training, its optimizer.
 
     Args:
         training: with gradient buffers and an optimizer; else for log-probabilities only.
@@ -150,7 +150,7 @@ class Learner:
 
 
 def _sum_gradients(model, num_tokens=None, **kwargs):
-    """Megatron would divide by the token count; our losses are already normalised globally."""
+    """Only sums; Megatron would divide by the token count, but our losses are normalised."""
     finalize_model_grads(model, None, **kwargs)
 
 

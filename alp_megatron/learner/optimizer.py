@@ -1,4 +1,4 @@
-"""Gradient buffers, the optimizer with its sigma group, and the learning-rate schedule."""
+"""Makes gradient buffers, the optimizer with its sigma group, and its schedule."""
 
 import math
 
@@ -23,7 +23,7 @@ from alp_megatron.weights.mapping import PRIVATE_SUFFIX
 
 
 def wrap(chunks: list, config: Config) -> list[DistributedDataParallel]:
-    """Megatron's gradient buffers around this rank's chunks; gradients are summed in fp32."""
+    """Puts gradient buffers around this rank's chunks; gradients are summed in fp32."""
     policy_config = chunks[0].config
     _mark_experts(chunks)
     ddp_config = DistributedDataParallelConfig(
@@ -40,7 +40,7 @@ def wrap(chunks: list, config: Config) -> list[DistributedDataParallel]:
 
 
 def _mark_experts(chunks: list) -> None:
-    """An expert is whole on each of its ranks, also on those that TP splits other weights over:
+    """Marks experts, each whole on all its ranks, also on those that TP splits other weights over:
     its gradient is the sum over them. Megatron marks experts so only where there is EP."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -51,7 +51,7 @@ def _mark_experts(chunks: list) -> None:
 def build_optimizer(
     config: Config, model: list[DistributedDataParallel]
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW with constant learning rates after a linear warm-up.
+    """Builds AdamW with constant learning rates after a linear warm-up.
 
     The sigmas have their own group: `perturbation.perturb_lr`, no weight decay (which would
     pull log sigma towards its start, not towards no noise).
@@ -104,12 +104,12 @@ def build_optimizer(
 
 
 def chained(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    """The optimizers it is made of: experts have one of their own."""
+    """Returns the optimizers it is made of: experts have one of their own."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def step_if_finite(optimizer: MegatronOptimizer) -> float:
-    """Clip and step, unless the global gradient norm is not finite. Returns the norm.
+    """Clips and steps, unless the global gradient norm is not finite. Returns the norm.
 
     Megatron's own `step` tests for this only under loss scaling.
     """
@@ -124,7 +124,7 @@ def step_if_finite(optimizer: MegatronOptimizer) -> float:
 
 
 def sigmas(chunks: list, sigma0: float) -> list[float]:
-    """sigma_l = sigma0 * exp(s_l) of every layer, in order; 0 where none is perturbed.
+    """Returns sigma_l = sigma0 * exp(s_l) of every layer, in order; 0 where none is perturbed.
 
     A collective call.
     """

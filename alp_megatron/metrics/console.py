@@ -19,7 +19,7 @@ COLUMNS = (
     ("score", 6, "{eval/score:.3f}"),
     ("ratio p02-p98", 14, "{ratio/p02:.3g}-{ratio/p98:.3g}"),
     ("sigma", 8, "{alp/sigma_mean:.2e}"),
-    ("k3", 8, "{mismatch/k3:.1e}"),
+    ("k3", 8, "{mismatch_before/k3:.1e}"),
 )
 TIMES = tuple((name, 8, f"{{time/{name}:.2f}}") for name in (*PHASES, "total"))
 

@@ -1,4 +1,4 @@
-"""Whole numbers that an update counts in its micro-batches, and adds up over all ranks once."""
+"""Counts things in the micro-batches of an update, and adds them up over all ranks once."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _NAMES = ("noise_total", "noise_changed", "fp8_total", "fp8_changed", "tokens", 
 
 
 class Counts:
-    """Counts of one micro-batch on this rank, kept on its device.
+    """Holds the counts of one micro-batch on this rank, on its device.
 
     Attributes:
         of_fp8: whether the FP8 layers shall count: it costs them two norms and roundings each.

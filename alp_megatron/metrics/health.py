@@ -33,24 +33,24 @@ def _growth(key: str) -> Callable[[Record, Record], float]:
 
 CHECKS = (
     Check(
-        "mismatch/k3",
-        _metric("mismatch/k3"),
+        "mismatch_before/k3",
+        _metric("mismatch_before/k3"),
         lambda value: value > 0.1,
         "at most 0.1",
         "the rollout engine has drifted from the trainer; try fewer updates per rollout batch, "
         "a lower learning rate or a higher rollout precision",
     ),
     Check(
-        "mismatch_perturbed/k3",
-        _metric("mismatch_perturbed/k3"),
+        "mismatch_during_perturbed/k3",
+        _metric("mismatch_during_perturbed/k3"),
         lambda value: value > 0.1,
         "at most 0.1",
         "the ratio's numerator is far from the policy that sampled; try a smaller "
         "perturbation.sigma0 (alp) or fewer updates per rollout batch",
     ),
     Check(
-        "mismatch/ess",
-        _metric("mismatch/ess"),
+        "mismatch_before/ess",
+        _metric("mismatch_before/ess"),
         lambda value: value < 0.5,
         "at least 0.5",
         "few tokens carry most of the importance weight; try fewer updates per rollout batch",

@@ -1,4 +1,4 @@
-"""The metric keys that every step's record holds, as data."""
+"""Names the metric keys that every step's record holds."""
 
 from collections.abc import Mapping
 
@@ -18,17 +18,31 @@ MISMATCH = (
 PHASES = ("rollout", "reward", "train", "sync")
 
 
+# What a prefix was called in the first edition, whose metrics.jsonl files are read as well.
+_FORMER_PREFIXES = {
+    "mismatch": "mismatch_before",
+    "mismatch_clean": "mismatch_during_clean",
+    "mismatch_perturbed": "mismatch_during_perturbed",
+}
+
+
+def present_name(key: str) -> str:
+    """Returns a metric's name of today for that of today or of the first edition."""
+    prefix, slash, name = key.partition("/")
+    return _FORMER_PREFIXES.get(prefix, prefix) + slash + name
+
+
 def clipped_share(record: Mapping[str, float]) -> float:
-    """Share of a step's tokens whose gradient a bound of the ratio took."""
+    """Returns the share of a step's tokens whose gradient a bound of the ratio took."""
     return sum(record[f"ratio/{name}"] for name in CLIP)
 
 
 def required_keys(num_layers: int) -> list[str]:
-    """Every key of one step's record, for a model of that many layers.
+    """Returns every key of one step's record, for a model of that many layers.
 
-    `mismatch/*` is there every `logging.clean_mismatch_interval` steps, `correction/*` where the
-    objective corrects, `envelope_keys` on steps that write envelopes/. `time/old_logprobs`,
-    `time/clean_logprobs` and `time/envelope` are parts of `time/train`.
+    `mismatch_before/*` is there every `logging.clean_mismatch_interval` steps, `correction/*`
+    where the objective corrects, `envelope_keys` on steps that write envelopes/.
+    `time/old_logprobs`, `time/clean_logprobs` and `time/envelope` are parts of `time/train`.
     With `model.fp8`: `fp8/*` and `alp/fp8_surviving_fraction` (docs/fp8.md).
     `eval/score` is the latest evaluation's; the optional `eval/step` says of which step.
     """
@@ -41,8 +55,8 @@ def required_keys(num_layers: int) -> list[str]:
         "grad_norm",
         "entropy",
         *(f"ratio/{name}" for name in RATIO + CLIP),
-        *(f"mismatch/{name}" for name in MISMATCH),
-        *(f"mismatch_perturbed/{name}" for name in MISMATCH),
+        *(f"mismatch_before/{name}" for name in MISMATCH),
+        *(f"mismatch_during_perturbed/{name}" for name in MISMATCH),
         "alp/sigma_mean",
         "alp/sigma_min",
         "alp/sigma_max",
@@ -62,11 +76,11 @@ def required_keys(num_layers: int) -> list[str]:
 
 
 def envelope_keys() -> list[str]:
-    """What `ratio/*` and `mismatch_perturbed/*` would be without the noise, at the same weights.
+    """Returns the keys of what the updates' ratio and mismatch would be without the noise.
 
-    `mismatch/*` is clean as well, but of the weights that sampled, before any update.
+    `mismatch_before/*` is clean as well, but at the weights before the step's updates.
     """
     return [
         *(f"ratio_clean/{name}" for name in RATIO + CLIP),
-        *(f"mismatch_clean/{name}" for name in MISMATCH),
+        *(f"mismatch_during_clean/{name}" for name in MISMATCH),
     ]

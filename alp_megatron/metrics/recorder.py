@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, wandb; and the file read again."""
+"""Writes metrics to metrics.jsonl, TensorBoard and wandb, and reads the file again."""
 
 import gzip
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from alp_megatron.config.schema import LoggingConfig
 from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
+from alp_megatron.metrics.keys import present_name
 
 Record = dict[str, float | str]
 
@@ -41,9 +42,10 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All records of the file, in order. A torn last line, left by a kill, is passed over.
+    """Returns all records of the file, in order, under the metrics' names of today.
 
-    Where only `path`.gz is there, as with records that are kept, it is read instead.
+    A torn last line, left by a kill, is passed over. Where only `path`.gz is there, as
+    with records that are kept, it is read instead.
 
     Raises:
         UserError: the file is missing, or a whole line of it is not a record.
@@ -53,12 +55,12 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def has_metrics(run_dir: Path) -> bool:
-    """Whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
+    """Returns whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
     return any((run_dir / name).is_file() for name in ("metrics.jsonl", "metrics.jsonl.gz"))
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the records of later steps and a torn last line, atomically."""
+    """Drops the records of later steps and a torn last line, atomically."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
@@ -86,7 +88,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict:
             f"{path} line {number} is not a metrics record (a JSON object with a step); "
             "delete the line."
         )
-    return record
+    return {present_name(key): value for key, value in record.items()}
 
 
 class Recorder:
@@ -108,7 +110,7 @@ class Recorder:
         self._wandb = _open_wandb(run_dir, logging.wandb_project) if logging.wandb else None
 
     def write(self, step: int, record: Record) -> None:
-        """Record one step. Numbers go to all sinks, texts (a reason) not to TensorBoard.
+        """Records one step. Numbers go to all sinks, texts (a reason) not to TensorBoard.
 
         Raises:
             RuntimeError: a value is not finite; the key is named and nothing is written.
@@ -143,7 +145,7 @@ def _open_tensorboard(run_dir: Path, resume_step: int | None):
 
 
 def _open_wandb(run_dir: Path, project: str):
-    """A quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
+    """Opens a quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
 
     Its service process watches ours and ends within a second of it, whatever ends ours. An
     unreachable server is given up after wandb's own 90 s.

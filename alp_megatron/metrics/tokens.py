@@ -1,4 +1,4 @@
-"""Metrics over tokens: importance ratio, mismatch of two policies, what a correction did."""
+"""Computes metrics over tokens: ratio, mismatch of two policies, what a correction did."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ Numerator = Literal["clean", "perturbed"]
 
 @dataclass(frozen=True)
 class TokenRatios:
-    """Arrays [t] over the tokens that the policy sampled, in nats where they are log-probs.
+    """Holds arrays [t] over the tokens that the policy sampled; log-probs are in nats.
 
     Attributes:
         sample_id: int64, which response a token belongs to.
@@ -42,7 +42,7 @@ class TokenRatios:
         return not np.array_equal(self.clean_logprobs, self.perturbed_logprobs)
 
     def save(self, path: Path) -> None:
-        """Write a compressed .npz, whole or not at all."""
+        """Writes a compressed .npz, whole or not at all."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         with whole(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **arrays)
@@ -68,7 +68,7 @@ def ratio_metrics(
     dual_clip: ArrayLike,
     prefix: str = "ratio",
 ) -> dict[str, float]:
-    """`{prefix}/...` over the unmasked tokens, in fp64; all arguments [t], numpy or CPU tensors.
+    """Returns `{prefix}/...` over the unmasked tokens, in fp64, of arrays or CPU tensors [t].
 
     `log_ratio` is the objective's, so already clamped. `std` is the population's; percentiles
     interpolate linearly; the clip metrics are shares of the unmasked tokens. At sequence
@@ -96,7 +96,7 @@ def mismatch_metrics(
     sequence_index: ArrayLike,
     prefix: str = "mismatch",
 ) -> dict[str, float]:
-    """Metrics `{prefix}/...` over a whole global batch, in fp64.
+    """Returns metrics `{prefix}/...` over a whole global batch, in fp64.
 
     With `l = train - rollout` at each unmasked token, means over tokens:
 
@@ -160,7 +160,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def correction_metrics(tokens: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
-    """`correction/...` over the unmasked tokens; nothing where the objective corrects nothing.
+    """Returns `correction/...` over the unmasked tokens; nothing where nothing is corrected.
 
         rejected_tokens      share of the tokens that take no part in the loss
         rejected_sequences   share of the sequences of which no token takes part

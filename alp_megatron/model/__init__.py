@@ -1,1 +1,1 @@
-"""The policy: a Megatron-Core GPT model built from a Hugging Face config.json."""
+"""Builds the policy, a Megatron-Core GPT model, from a Hugging Face config.json."""

@@ -1,4 +1,4 @@
-"""Rotary embedding and causal attention of packed sequences, for the local layer spec."""
+"""Computes rotary embedding and causal attention of packed sequences, where there is no CUDA."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from alp_megatron.hf.shape import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int, device: torch.device) -> Tensor:
-    """fp32 [head_dim / 2], in radians a position.
+    """Returns fp32 [head_dim / 2], in radians a position.
 
     Llama 3.1's scaling (https://github.com/meta-llama/llama-models, `apply_scaling`) divides by
     `factor` where a wave is longer than the original context, leaves waves much shorter than it
@@ -32,7 +32,7 @@ def inverse_frequencies(rope: Rope, head_dim: int, device: torch.device) -> Tens
 
 
 class PackedRotaryEmbedding(RotaryEmbedding):
-    """Megatron's frequencies, looked up by position: the packed row restarts at every sequence.
+    """Looks Megatron's frequencies up by position: the packed row restarts at every sequence.
 
     GPTModel asks for a length and hands it back to `forward`; here the "length" is the
     micro-batch's positions.
@@ -44,7 +44,7 @@ class PackedRotaryEmbedding(RotaryEmbedding):
         return packed_seq_params.positions
 
     def forward(self, positions: Tensor, packed_seq=False, cp_group=None) -> Tensor:
-        """positions [T] -> angles [T, 1, 1, d]."""
+        """Returns, for positions [T], angles [T, 1, 1, d]."""
         freqs = torch.outer(positions.to(self.inv_freq.dtype), self.inv_freq)
         return torch.cat((freqs, freqs), dim=-1)[:, None, None, :]
 
@@ -56,7 +56,7 @@ MIN_LENGTH_SHARE = 0.75
 
 @dataclass
 class AttentionLayout:
-    """How the row of tokens is cut into rectangular groups of similar length.
+    """Says how the row of tokens is cut into rectangular groups of similar length.
 
     Attributes:
         groups: (rows [b*L], b, L) each: which row of tokens fills each place. Places behind a
@@ -89,7 +89,7 @@ class AttentionLayout:
 
 
 class PackedAttention(MegatronModule):
-    """Core attention of Megatron's SelfAttention: [T, 1, heads, d] in, [T, 1, heads * d] out.
+    """Is the core of Megatron's SelfAttention: [T, 1, heads, d] in, [T, 1, heads * d] out.
 
     No s x s mask or score matrix is kept: every group is one causal SDPA call.
     """

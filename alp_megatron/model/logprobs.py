@@ -1,4 +1,4 @@
-"""Token log-probabilities and entropy from vocabulary-parallel logits, a chunk at a time."""
+"""Makes log-probabilities and entropy of vocabulary-parallel logits, a chunk at a time."""
 
 import torch
 import torch.distributed as dist
@@ -64,7 +64,7 @@ def _chunks(n: int, chunk: int):
 
 
 def _logits(hidden, rows, weight, temperature, vocab_size, first, noise):
-    """fp32 logits [rows, v] of this rank's vocabulary, hugely negative where they only pad it.
+    """Returns fp32 logits [rows, v] of this rank's vocabulary, hugely negative where it is padded.
 
     Not -inf: a rank that holds nothing but padding would compute inf - inf.
     """
@@ -89,7 +89,7 @@ def vocab_parallel_logprobs(
     group: dist.ProcessGroup,
     noise: LogitsNoise | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(hidden @ W^T / temperature) at the targets, and the entropy (no gradient).
+    """Returns log softmax(hidden @ W^T / temperature) at the targets, and the entropy, detached.
 
     Args:
         hidden: [n, h], the same on every rank of the group.

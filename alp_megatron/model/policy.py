@@ -1,4 +1,4 @@
-"""The policy network: Megatron's GPT model with a log-probability head."""
+"""Builds the policy network: Megatron's GPT model with a log-probability head."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from alp_megatron.perturbation.add_noise import LogitsNoise
 
 @dataclass
 class PackedParams(PackedSeqParams):
-    """Megatron hands this object to every layer and, by closure, to every recomputation.
+    """Reaches every layer and, by closure, every recomputation.
 
     That is why the noise lives here and not on a module: 1F1B runs other micro-batches
     between a forward and its recomputation.
@@ -75,7 +75,7 @@ def packed_params(
 
 
 class PolicyModel(GPTModel):
-    """One pipeline chunk of the policy.
+    """Is one pipeline chunk of the policy.
 
     `forward(batch, temperature, key)` returns (log-probabilities [n], entropies [n]) of the
     micro-batch's predicted tokens on the last stage, hidden states elsewhere; without a key
@@ -116,7 +116,7 @@ class PolicyModel(GPTModel):
         )
 
     def _postprocess(self, hidden_states: Tensor, *, packed_seq_params: PackedParams, **_):
-        """Megatron would make all logits here; only the predicted rows are scored, in chunks."""
+        """Scores the predicted rows in chunks, where Megatron would make all logits."""
         if not self.post_process:
             return hidden_states
         group = parallel_state.get_tensor_model_parallel_group()
@@ -155,7 +155,7 @@ class PolicyModel(GPTModel):
 
 
 def build_model(config: Config) -> list[PolicyModel]:
-    """This rank's model chunks: one, or one for each virtual pipeline stage.
+    """Returns this rank's model chunks: one, or one for each virtual pipeline stage.
 
     The weights are left uninitialised: `weights.load` fills them.
     """

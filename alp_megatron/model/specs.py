@@ -1,4 +1,4 @@
-"""Layer specs with the perturbed layer: Transformer Engine on CUDA, plain torch elsewhere."""
+"""Specifies the perturbed layer: Transformer Engine on CUDA, plain torch elsewhere."""
 
 import torch
 from megatron.core import parallel_state
@@ -19,7 +19,7 @@ from alp_megatron.perturbation.layer import PerturbedTransformerLayer
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, marked for Megatron to sum its gradient over TP if sequences are split.
+    """Marks torch's RMSNorm for Megatron to sum its gradient over TP if sequences are split.
 
     Megatron's own wrapper around torch's norm refuses sequence parallelism.
     """
@@ -30,7 +30,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class Fp8ExpertsNorm(RMSNorm):
-    """The norm [s, b, h] before router and experts; inside an `fp8_pass` padding leaves it as 0.
+    """Norms [s, b, h] before router and experts; inside an `fp8_pass` padding leaves it as 0.
 
     Behind the router nobody knows which rows were padding, and what fills up a row must not move
     the scale of an expert's tokens.
@@ -47,7 +47,7 @@ class Fp8ExpertsNorm(RMSNorm):
 
 
 def block_spec(config: PolicyConfig, layers_of_this_stage: int) -> TransformerBlockSubmodules:
-    """The decoder block of one pipeline stage."""
+    """Returns the decoder block of one pipeline stage."""
     kind = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
@@ -75,8 +75,8 @@ def _local_layer_spec(*, qk_layernorm: bool, **kind) -> ModuleSpec:
 
 
 def _use_emulated_fp8(layer: ModuleSpec) -> None:
-    """The linear layers of attention, and of the MLP or of every expert; attention's core, norms,
-    router, embedding and head stay as they are."""
+    """Takes them for attention and for the MLP or every expert; attention's core, norms, router,
+    embedding and head stay as they are."""
     attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
     if layer.submodules.mlp.module is MoELayer:
         layer.submodules.pre_mlp_layernorm = Fp8ExpertsNorm

@@ -1,4 +1,4 @@
-"""A Hugging Face config.json as Megatron's configuration."""
+"""Translates a Hugging Face config.json into Megatron's configuration."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from alp_megatron.hf.shape import Experts, ModelShape, Rope
 
 @dataclass
 class PolicyConfig(TransformerConfig):
-    """Megatron's configuration and what this project's layers and head need beside it."""
+    """Adds to Megatron's configuration what this project's layers and head need."""
 
     perturbation: PerturbationConfig | None = None
     emulated_fp8: Fp8Config | None = None
@@ -22,7 +22,7 @@ class PolicyConfig(TransformerConfig):
 
 
 def policy_config(config: Config, shape: ModelShape) -> PolicyConfig:
-    """The Megatron configuration of a model in the layout that `config` asks for."""
+    """Returns the Megatron configuration of a model in the layout that `config` asks for."""
     model = config.model
     dtype = getattr(torch, model.params_dtype)
     recompute = None if model.recompute_granularity == "none" else model.recompute_granularity
@@ -75,7 +75,7 @@ def policy_config(config: Config, shape: ModelShape) -> PolicyConfig:
 
 
 def _moe_settings(experts: Experts) -> dict:
-    """Every token reaches its experts, and nothing is added to the loss.
+    """Lets every token reach its experts; nothing is added to the loss.
 
     `norm_topk_prob` makes the weights of the chosen experts sum to 1, which is a softmax over
     the chosen alone; without it the softmax is over all experts.
@@ -97,7 +97,7 @@ def padded_vocab_size(vocab_size: int, tensor_model_parallel_size: int) -> int:
 
 
 def fp8_settings(fp8: Fp8Config | None) -> dict:
-    """Fields of PolicyConfig: Megatron's own on CUDA, which its Transformer Engine layers obey,
+    """Returns fields of PolicyConfig: Megatron's on CUDA, which its Transformer Engine layers obey,
     elsewhere the emulation's."""
     if fp8 is None:
         return {}
@@ -120,5 +120,5 @@ def fp8_settings(fp8: Fp8Config | None) -> dict:
 
 
 def token_multiple(fp8: Fp8Config | None) -> int:
-    """What the number of tokens of a rank's rows must be a multiple of; the emulation takes any."""
+    """Returns what a rank's number of rows must be a multiple of; the emulation takes any."""
     return ALIGNMENT[fp8.recipe] if fp8 is not None and torch.cuda.is_available() else 1

@@ -1,1 +1,1 @@
-"""Pure functions on tensors: advantages, log-ratios, clipping, loss weights, methods."""
+"""Computes on tensors, purely: advantages, log-ratios, clipping, loss weights."""

@@ -1,11 +1,11 @@
-"""Advantage estimators."""
+"""Estimates advantages from rewards."""
 
 import torch
 from torch import Tensor
 
 
 def group_advantages(rewards: Tensor, group_ids: Tensor, eps: float = 1e-6) -> Tensor:
-    """GRPO's outcome advantage: `(R - mean) / (std + eps)` within each group.
+    """Returns GRPO's outcome advantage: `(R - mean) / (std + eps)` within each group.
 
     `std` is the sample standard deviation (n - 1), as `torch.std` gives it and as the usual
     GRPO implementations use it. A group whose rewards are all equal, or that has one

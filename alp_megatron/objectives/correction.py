@@ -1,4 +1,4 @@
-"""What the mismatch w = pi_old / pi_rollout does to a mini-batch: weights and rejections."""
+"""Turns the mismatch w = pi_old / pi_rollout of a mini-batch into weights and rejections."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from alp_megatron.objectives.ratios import log_ratio, sum_by_sequence
 
 
 def truncated_weight(log_weight: Tensor, high: float) -> Tensor:
-    """TIS: min(w, C), the factor of a token's loss.
+    """Returns TIS: min(w, C), the factor of a token's loss.
 
     Sources: Ionides 2008, "Truncated importance sampling"; Yao et al. 2025, "Your efficient
     RL framework secretly brings you off-policy RL training", for w = pi_old / pi_rollout.
@@ -25,7 +25,7 @@ def truncated_weight(log_weight: Tensor, high: float) -> Tensor:
 
 
 def in_window(log_weight: Tensor, low: float, high: float) -> Tensor:
-    """1[lo <= w <= hi], bool [t]: MIS as a plain mask, both bounds included.
+    """Returns 1[lo <= w <= hi], bool [t]: MIS as a plain mask, both bounds included.
 
     `log_weight` is that of the token, of its sequence (e^S) or of its sequence per token (e^G):
     which one decides what is masked together, not how the policy's own ratio is made.
@@ -35,7 +35,7 @@ def in_window(log_weight: Tensor, low: float, high: float) -> Tensor:
 
 
 def masked_weight(log_weight: Tensor, low: float, high: float) -> Tensor:
-    """w 1[lo <= w <= hi]: MIS as a weight that is 0 outside of the window, [t].
+    """Returns w 1[lo <= w <= hi]: MIS as a weight that is 0 outside of the window, [t].
 
     Sources: Liu et al. 2025, "When speed kills stability" (token and sequence); at the token
     level with [0.5, 5] it is IcePop, Ling team 2025, "Every step evolves".
@@ -56,7 +56,7 @@ def rejection_statistic(
     by: Statistic,
     over: Scope,
 ) -> Tensor:
-    """A statistic of l = log(pi_old / pi_rollout), in nats, at each token.
+    """Returns a statistic of l = log(pi_old / pi_rollout), in nats, at each token.
 
         k1 = -l        k2 = l^2 / 2        k3 = e^l - 1 - l
 
@@ -96,7 +96,7 @@ def rejection_statistic(
 
 
 def accepted(statistic: Tensor, low: float | None, high: float | None) -> Tensor:
-    """low <= statistic <= high, bool [t]; None is no bound."""
+    """Returns low <= statistic <= high, bool [t]; None is no bound."""
     inside = torch.ones_like(statistic, dtype=torch.bool)
     if low is not None:
         inside &= statistic >= low
@@ -108,7 +108,7 @@ def accepted(statistic: Tensor, low: float | None, high: float | None) -> Tensor
 def without_veto(
     log_weight: Tensor, mask: Tensor, sequence_index: Tensor, num_sequences: int, threshold: float
 ) -> Tensor:
-    """False for every token of a sequence in which some unmasked w_t is below the threshold.
+    """Returns False for every token of a sequence where some unmasked w_t is below the threshold.
 
     It looks at w = pi_old / pi_rollout only from below: tokens that the engine sampled and the
     trainer finds next to impossible. Source: Liu et al. 2025, "When speed kills stability".
@@ -126,7 +126,7 @@ def without_veto(
 
 @dataclass(frozen=True)
 class Correction:
-    """Constants of the loss, without gradient.
+    """Holds constants of the loss, without gradient.
 
     Attributes:
         weight: fp64 [t], the factor of each token's loss; 0 where it is rejected or masked.
@@ -145,7 +145,7 @@ def correct(
     sequence_index: Tensor,
     num_sequences: int,
 ) -> Correction:
-    """The weight of every token, and whether anything rejects it.
+    """Returns the weight of every token, and whether anything rejects it.
 
     The level of the weight: w_t of the token; e^S with S = sum_s m_s log w_s of its `sequence`;
     e^G with G = S / |y| (`geometric`). Every exponent is clamped to +-20. A weight out of its

@@ -1,4 +1,4 @@
-"""The loss that all methods share: a clipped ratio, a weight for every token."""
+"""Computes the loss that all methods share: a clipped ratio, a weight for every token."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from alp_megatron.objectives.ratios import log_ratio, sum_by_sequence
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Per-token losses and which of them carry no gradient because of clipping; each [t].
+    """Holds per-token losses, and which have no gradient because of clipping; each [t].
 
     The three flags are disjoint. A ratio that is out of bounds on the side that the
     objective does not clip (A > 0 and r < 1 - eps_low, for one) still has its gradient and
@@ -35,7 +35,7 @@ def clipped_policy_loss(
     eps_high: float,
     dual_clip: float | None,
 ) -> PolicyLoss:
-    """PPO's clipped loss with asymmetric bounds and a dual clip for negative advantages.
+    """Returns PPO's clipped loss with asymmetric bounds and a dual clip for negative advantages.
 
         L1 = max(-A r, -A clip(r, 1 - eps_low, 1 + eps_high))
         L  = min(L1, -A c)  where A < 0,  else L1
@@ -73,7 +73,7 @@ def loss_weights(
     num_tokens_global: int,
     num_sequences_global: int,
 ) -> Tensor:
-    """Weights whose products with the per-token losses add up to the loss.
+    """Returns weights whose products with the per-token losses add up to the loss.
 
         token:     w_t = m_t / (unmasked tokens of the mini-batch)
         sequence:  w_t = m_t / (unmasked tokens of t's sequence * sequences of the mini-batch)
@@ -98,7 +98,7 @@ def loss_weights(
 
 @dataclass(frozen=True)
 class LossInputs:
-    """A micro-batch of whole sequences, flat over response tokens.
+    """Holds a micro-batch of whole sequences, flat over response tokens.
 
     Attributes:
         logprobs: fp32 [t], the training policy, with gradient.
@@ -126,7 +126,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss` is this micro-batch's share of the mini-batch's loss; the rest is [t], detached.
+    """Holds this micro-batch's share of the mini-batch's loss; the rest is [t], detached.
 
     The flags are those of `PolicyLoss`, False at masked and at rejected tokens.
     """
@@ -139,7 +139,7 @@ class LossOutput:
 
 
 def policy_objective(config: ObjectiveConfig, batch: LossInputs) -> LossOutput:
-    """The loss of a micro-batch. Sum it over micro-batches and data-parallel ranks.
+    """Returns the loss of a micro-batch. Sum it over micro-batches and data-parallel ranks.
 
     sum_t n_t c_t L_t, with L the clipped loss, c the correction's weights and n the
     normalisation. A rejected token has no loss, but still counts in its sequence's ratio.

@@ -1,4 +1,4 @@
-"""Importance ratios between the training policy and the one that is its reference."""
+"""Computes importance ratios between the training policy and the one that is its reference."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def log_ratio(
     level: Literal["token", "sequence"],
     length_normalized: bool = False,
 ) -> Tensor:
-    """The log importance ratio of each token, clamped to +-20.
+    """Returns the log importance ratio of each token, clamped to +-20.
 
     With `d_t = logprobs - reference_logprobs` and `sg` for stop-gradient:
 
@@ -48,7 +48,7 @@ def log_ratio(
 
 
 def sum_by_sequence(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
-    """[t] -> fp64 [num_sequences].
+    """Returns the sum of each sequence's values [t]: fp64 [num_sequences].
 
     In fp64, so that the order in which a GPU's atomic additions arrive does not show after
     rounding back to fp32.

@@ -1,4 +1,4 @@
-"""Adaptive Layerwise Perturbation: noise, its scale, and the layer that applies it."""
+"""Implements Adaptive Layerwise Perturbation: noise, its scale, and the layer that applies it."""
 
 from alp_megatron.perturbation.add_noise import add_noise
 from alp_megatron.perturbation.noise import NoiseKey, NoiseRows, assert_keys_agree, gaussian

@@ -1,4 +1,4 @@
-"""The noise kernels for CPU, compiled by numba; `philox.py` says what they compute.
+"""Implements the noise kernels for CPU, compiled by numba; `philox.py` says what they compute.
 
 Each row's normals are made in a scratch row that stays in cache, by one function that the
 three kernels share, so their bits agree. Its two loops are split because LLVM takes the
@@ -100,7 +100,7 @@ def _pair(x, y):
 
 @_compiled
 def _normals(key, layer, sample_id, position, first_block, words, z):
-    """Fill z [4 * blocks] with a row's normals from first_block on; words [4, blocks]."""
+    """Fills z [4 * blocks] with a row's normals from first_block on; words [4, blocks]."""
     k0, k1 = u64(key[0]), u64(key[1])
     base = (u64(layer) << u64(20)) + u64(first_block)
     c1, c2, c3 = u64(position) & _LOW, u64(sample_id) & _LOW, u64(sample_id) >> _HALF
@@ -179,7 +179,7 @@ def _add_bf16(key, layer, sample_ids, positions, hidden, scale, out):
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 def _row_dot(a, b):
-    """In float64; reassociation lets it vectorise, the same way at every call."""
+    """Multiplies in float64; reassociation lets it vectorise, the same way at every call."""
     total = 0.0
     for c in range(a.size):
         total += np.float64(a[c]) * np.float64(b[c])
@@ -200,12 +200,12 @@ def _dot(key, layer, sample_ids, positions, grad, out):
 
 
 def fill(key, layer, sample_ids, positions, channel_start, out) -> None:
-    """out [n, h] fp32 = z, from channel_start on; rows with a negative sample id get 0."""
+    """Sets out [n, h] fp32 = z, from channel_start on; rows with a negative sample id get 0."""
     _fill(_array(key), layer, _array(sample_ids), _array(positions), channel_start, out.numpy())
 
 
 def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
-    """out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
+    """Sets out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
 
     scale is fp32 [n]; changed, int64 [], grows by the number of elements that differ from
     hidden after the rounding. Rows with a negative sample id are copied.
@@ -220,7 +220,7 @@ def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
 
 
 def dot(key, layer, sample_ids, positions, grad) -> torch.Tensor:
-    """sum_c grad[row, c] * z[row, c], float64 [n]; 0 for a negative sample id."""
+    """Returns sum_c grad[row, c] * z[row, c], float64 [n]; 0 for a negative sample id."""
     out = torch.empty(len(grad), dtype=torch.float64)
     rows = (_array(key), layer, _array(sample_ids), _array(positions))
     _dot(*rows, _array(grad.float()), out.numpy())

@@ -1,4 +1,4 @@
-"""Megatron's transformer layer with noise on its input."""
+"""Adds noise to the input of Megatron's transformer layer."""
 
 import torch
 from megatron.core.fp8_utils import is_first_last_bf16_layer
@@ -11,7 +11,7 @@ from alp_megatron.perturbation.add_noise import add_noise
 
 
 class PerturbedTransformerLayer(TransformerLayer):
-    """A TransformerLayer that owns s_l and perturbs its hidden states [s, b, h] when told to.
+    """Owns s_l and perturbs its hidden states [s, b, h] when told to: a TransformerLayer.
 
     `config.perturbation` is our PerturbationConfig, or None for a layer without noise. The
     noise of a micro-batch comes as `packed_seq_params.noise`, NoiseRows; without it the
@@ -34,7 +34,7 @@ class PerturbedTransformerLayer(TransformerLayer):
         self.log_sigma_scale.sequence_parallel = self.config.sequence_parallel
 
     def forward(self, hidden_states: Tensor, *args, packed_seq_params=None, **kwargs):
-        """`TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
+        """Runs `TransformerLayer.forward`; packed_seq_params, by keyword, may carry `noise`."""
         noise = getattr(packed_seq_params, "noise", None)
         if noise is not None and self.perturbs():
             settings, clean = self.config.perturbation, hidden_states
@@ -69,7 +69,7 @@ class PerturbedTransformerLayer(TransformerLayer):
         return not is_first_last_bf16_layer(config, self.layer_number - 1)
 
     def _apply(self, fn, recurse=True):
-        """Casts and moves of the module (`.bfloat16()`, `.cuda()`): s_l moves, but stays fp32.
+        """Keeps s_l in fp32 when the module is cast or moved (`.bfloat16()`, `.cuda()`).
         Rounding would lose its small updates."""
         scale = self.log_sigma_scale
 
@@ -82,7 +82,7 @@ class PerturbedTransformerLayer(TransformerLayer):
         return super()._apply(keep_fp32, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest):
-        """A checkpoint made without perturbation leaves s_l as it is."""
+        """Leaves s_l as it is where the checkpoint was made without perturbation."""
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         if prefix + "log_sigma_scale" in missing:
             missing.remove(prefix + "log_sigma_scale")

@@ -71,7 +71,7 @@ class NoiseRows:
     key: NoiseKey
     sample_ids: Tensor
     positions: Tensor
-    counts: Counts = None  # type: ignore[assignment]  # the micro-batch's; its own if not given
+    counts: Counts | None = None  # the micro-batch's; its own if not given
     # The key's words live on the device so that a captured CUDA graph reads, not bakes in, them.
     key_words: Tensor = field(init=False)  # int64 [2]
     rows: Tensor = field(init=False)  # int64 [], rows that are not padding

@@ -1,4 +1,4 @@
-"""The noise written down plainly, in numpy: what every kernel is checked against.
+"""Writes the noise down plainly, in numpy: what every kernel is checked against.
 
 Philox 4x32-10 is from Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
 1, 2, 3" (SC 2011). One block of four words makes the normals of four channels, so a token's
@@ -17,7 +17,7 @@ _HALF = np.uint64(32)
 
 
 def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Ten rounds over each counter: uint32 [..., 4] -> uint32 [..., 4]."""
+    """Does ten rounds over each counter: uint32 [..., 4] -> uint32 [..., 4]."""
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
     for r in range(10):
         k0, k1 = (np.uint64((key[i] + r * _WEYL[i]) & 0xFFFFFFFF) for i in range(2))
@@ -30,7 +30,7 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 def counters(
     layer: int, sample_ids: np.ndarray, positions: np.ndarray, blocks: np.ndarray
 ) -> np.ndarray:
-    """The counter of each row and block of four channels: uint32 [n, len(blocks), 4].
+    """Returns the counter of each row and block of four channels: uint32 [n, len(blocks), 4].
 
     Word 0 is layer << 20 | channel // 4, word 1 the position, words 2 and 3 the low and high
     halves of the sample id. The fields do not overlap, so no two normals share a counter
@@ -46,7 +46,7 @@ def counters(
 
 
 def box_muller(words: np.ndarray) -> np.ndarray:
-    """Four uint32 words -> four normals, in float64: uint32 [..., 4] -> float64 [..., 4].
+    """Makes four normals of four uint32 words, in float64: uint32 [..., 4] -> float64 [..., 4].
 
     Words (x, y) give r cos(a), r sin(a) with r = sqrt(-2 log u), u = (x + 1/2) / 2**32 and
     a = 2 pi (y + 1/2) / 2**32. x is rounded to fp32 first, which keeps 24 significant bits
@@ -68,7 +68,7 @@ def reference_gaussian(
     hidden_size: int,
     channel_start: int = 0,
 ) -> np.ndarray:
-    """`gaussian` in float64, for key words: int64 [n], int64 [n] -> float64 [n, hidden_size]."""
+    """Computes `gaussian` for key words, in float64: int64 [n] twice -> [n, hidden_size]."""
     first, offset = divmod(channel_start, 4)
     blocks = np.arange(first, (channel_start + hidden_size + 3) // 4)
     normals = box_muller(philox4x32(counters(layer, sample_ids, positions, blocks), words))

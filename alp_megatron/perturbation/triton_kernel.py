@@ -1,4 +1,4 @@
-"""The noise kernels for CUDA, in Triton; `philox.py` says what they compute.
+"""Implements the noise kernels for CUDA, in Triton; `philox.py` says what they compute.
 
 The integers are those of the CPU kernels; the normals agree to 1e-6, since a GPU may fuse
 multiplications and additions. The key is read from device memory and nothing waits for the
@@ -120,7 +120,7 @@ def _dot(key, layer, sample_ids, positions, grad, out, h, TILE: tl.constexpr):
 
 
 def fill(key, layer, sample_ids, positions, channel_start, out) -> None:
-    """out [n, h] fp32 = z, from channel_start on; rows with a negative sample id get 0."""
+    """Sets out [n, h] fp32 = z, from channel_start on; rows with a negative sample id get 0."""
     n, h = out.shape
     blocks = (channel_start + h + 3) // 4 - channel_start // 4
     tile, grid = _tiles(n, blocks)
@@ -130,7 +130,7 @@ def fill(key, layer, sample_ids, positions, channel_start, out) -> None:
 
 
 def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
-    """out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
+    """Sets out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
 
     scale is fp32 [n]; changed, int64 [], grows by the number of elements that differ from
     hidden after the rounding. Rows with a negative sample id are copied.
@@ -144,7 +144,7 @@ def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
 
 
 def dot(key, layer, sample_ids, positions, grad) -> torch.Tensor:
-    """sum_c grad[row, c] * z[row, c], float64 [n]; 0 for a negative sample id."""
+    """Returns sum_c grad[row, c] * z[row, c], float64 [n]; 0 for a negative sample id."""
     n, h = grad.shape
     out = torch.empty(n, dtype=torch.float64, device=grad.device)
     tile, _ = _tiles(n, (h + 3) // 4)

@@ -40,9 +40,9 @@ def reward_and_score(axes: Axes, records: Records) -> None:
 
 def mismatch(axes: Axes, records: Records) -> None:
     for prefix, label, style in (
-        ("mismatch", "clean, before the updates", {"color": BLUE}),
-        ("mismatch_perturbed", "perturbed, during them", {"color": ORANGE, "ls": DASHES[1]}),
-        ("mismatch_clean", "clean, during them", {"color": GREEN, "ls": "", "marker": "s"}),
+        ("mismatch_before", "clean, before the updates", {"color": BLUE}),
+        ("mismatch_during_perturbed", "perturbed, during them", {"color": ORANGE, "ls": DASHES[1]}),
+        ("mismatch_during_clean", "clean, during them", {"color": GREEN, "ls": "", "marker": "s"}),
     ):
         steps, values = series(records, f"{prefix}/k3")
         if len(steps):

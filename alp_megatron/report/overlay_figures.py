@@ -54,7 +54,7 @@ OVERLAYS = {
         "Mismatch of the clean policy",
         "k3 of the trainer without noise to the rollout policy, before a step's updates.",
         "k3 (nats/token)",
-        (_of("mismatch/k3"),),
+        (_of("mismatch_before/k3"),),
         logarithmic=True,
     ),
     "k3_perturbed": Overlay(
@@ -62,7 +62,7 @@ OVERLAYS = {
         "k3 of the ratio's numerator to the rollout policy, during the updates. Without noise "
         "it is the clean policy's.",
         "k3 (nats/token)",
-        (_of("mismatch_perturbed/k3"),),
+        (_of("mismatch_during_perturbed/k3"),),
         logarithmic=True,
     ),
     "ratio": Overlay(

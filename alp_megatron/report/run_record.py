@@ -21,7 +21,7 @@ NEEDED = (
     "grad_norm",
     "entropy",
     *(f"ratio/{name}" for name in RATIO + CLIP),
-    "mismatch_perturbed/k3",
+    "mismatch_during_perturbed/k3",
     "alp/sigma_mean",
     "time/total",
 )

@@ -13,9 +13,9 @@ from alp_megatron.report.run_record import RunRecord
 
 # Prefix of the metrics: what they compare with the rollout policy, and when.
 NUMERATORS = {
-    "mismatch": "clean policy, before a step's updates",
-    "mismatch_clean": "clean policy, during the updates",
-    "mismatch_perturbed": "perturbed policy, during the updates",
+    "mismatch_before": "clean policy, before a step's updates",
+    "mismatch_during_clean": "clean policy, during the updates",
+    "mismatch_during_perturbed": "perturbed policy, during the updates",
 }
 UNITS = {
     "k1": "nats/token",
@@ -40,8 +40,8 @@ def summary(run: RunRecord) -> dict[str, str]:
         rows["Gain"] = f"{values[-1] - values[0]:+.3f}"
     last_values = {
         "reward/mean": ("Last training reward", "{:.3f}"),
-        "mismatch/k3": ("Last k3, clean", "{:.2e} nats/token"),
-        "mismatch_perturbed/k3": ("Last k3, perturbed", "{:.2e} nats/token"),
+        "mismatch_before/k3": ("Last k3, clean", "{:.2e} nats/token"),
+        "mismatch_during_perturbed/k3": ("Last k3, perturbed", "{:.2e} nats/token"),
         "alp/sigma_mean": ("Last sigma, mean", "{:.3g}"),
     }
     for key, (label, form) in last_values.items():

@@ -13,11 +13,11 @@ from alp_megatron.errors import RunError, UserError
 
 
 class EngineError(RunError):
-    """The engine refused a request, or could not start; the message says why."""
+    """Says why the engine refused a request, or could not start."""
 
 
 class EngineDied(EngineError):
-    """The engine's process is gone; the message has its exit status and its last log lines."""
+    """Says that the engine's process is gone, with its exit status and its last log lines."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SamplingSpec:
 
 
 class RolloutEngine(Protocol):
-    """Token ids in, token ids out. Every method raises EngineDied if the engine is gone."""
+    """Takes and returns token ids. Every method raises EngineDied if the engine is gone."""
 
     def wait_ready(self) -> None:
         """Blocks until the engine has loaded its model. Raises EngineError if it cannot."""
@@ -86,7 +86,7 @@ class RolloutEngine(Protocol):
 def sampling_parameters(
     sampling: SamplingSpec, prompt: list[int], max_model_len: int
 ) -> dict[str, Any]:
-    """vLLM's SamplingParams for the samples of one prompt, without a seed."""
+    """Returns vLLM's SamplingParams for the samples of one prompt, without a seed."""
     return {
         "n": sampling.n,
         "temperature": sampling.temperature,
@@ -99,7 +99,7 @@ def sampling_parameters(
 
 
 def scoring_parameters() -> dict[str, Any]:
-    """vLLM's SamplingParams for the log-probs of given tokens; the token sampled is dropped."""
+    """Returns vLLM's SamplingParams that score given tokens; the token sampled is dropped."""
     return {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
 
 
@@ -118,7 +118,7 @@ _LOG_BYTES = 8192
 
 
 def how_it_ended(returncode: int, log_path: Path) -> str:
-    """'ended with signal 9 (SIGKILL); the last lines of ...'."""
+    """Returns 'ended with signal 9 (SIGKILL); the last lines of ...'."""
     how = f"exit code {returncode}"
     if returncode < 0:
         how = f"signal {-returncode} ({signal.Signals(-returncode).name})"

@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""Holds the training loop and its parts."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: console, metrics, sampled rollouts, the report."""
+"""Writes what a run leaves behind and shows: console, metrics, rollouts, the report."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from alp_megatron.trainer.record import token_ratios
 
 
 class Output:
-    """Rank 0's. `resumed_step` is the step that a resumed run goes on with, else None."""
+    """Writes for rank 0. `resumed_step` is the step that a resumed run goes on with, else None."""
 
     def __init__(
         self, run_dir: Path, config: Config, learner, rank: Rank, resumed_step: int | None
@@ -38,7 +38,7 @@ class Output:
         print(text, flush=True)
 
     def write(self, step: int, record: dict, trajectories: list[Trajectory], updates: list) -> None:
-        """One finished step: its line, its record, a few of its rollouts, its envelope's data."""
+        """Writes one finished step: line, record, a few rollouts, the envelope's data."""
         record = {"step": step} | record
         self._recorder.write(step, record)
         kept = trajectories[: self._config.logging.save_rollouts]
@@ -59,7 +59,7 @@ class Output:
             self.say(f"  {sentence}")
 
     def finish(self, base_score: float, final_score: float) -> None:
-        """The report and a summary of the scores."""
+        """Writes the report and a summary of the scores."""
         summary = {"base_score": base_score, "final_score": final_score}
         write_atomic(
             self._run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode()

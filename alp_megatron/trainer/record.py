@@ -20,7 +20,7 @@ def has_envelope(config: Config, step: int) -> bool:
 
 
 def has_mismatch(config: Config, step: int) -> bool:
-    """Returns whether a step, counted from 0, has `mismatch/*`, whatever the method needs."""
+    """Returns whether a step, counted from 0, has `mismatch_before/*` with every method."""
     interval = config.logging.clean_mismatch_interval
     return interval > 0 and step % interval == 0
 
@@ -72,7 +72,7 @@ def step_record(
 
     Args:
         trajectories: the step's samples.
-        result: without `logprobs_before` there is no `mismatch/`.
+        result: without `logprobs_before` there is no `mismatch_before/`.
         version: of the trainer's weights when the updates began.
         seconds: by phase.
     """
@@ -112,7 +112,7 @@ def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) 
         "loss/policy": _mean([u.loss for u in updates if not u.skipped]),
         "grad_norm": _mean([u.grad_norm for u in updates if not u.skipped]),
         "entropy": _mean(pooled["entropies"][mask > 0]),
-        **_numerator_metrics(pooled, mask, flat, "ratio", "mismatch_perturbed"),
+        **_numerator_metrics(pooled, mask, flat, "ratio", "mismatch_during_perturbed"),
         **correction_metrics(pooled, mask),
         "alp/effective_fraction": _share(counts["noise_changed"], counts["noise_total"]),
         "updates/skipped": sum(u.skipped for u in updates),
@@ -120,7 +120,7 @@ def update_metrics(trajectories: list[Trajectory], updates: list[UpdateRecord]) 
     clean = [u.clean for u in updates if u.clean is not None]
     if len(clean) == len(updates):
         pooled = _pool(updates, clean)
-        metrics |= _numerator_metrics(pooled, mask, flat, "ratio_clean", "mismatch_clean")
+        metrics |= _numerator_metrics(pooled, mask, flat, "ratio_clean", "mismatch_during_clean")
     return metrics
 
 
@@ -155,7 +155,8 @@ def _flat(trajectories: list[Trajectory]) -> dict[str, np.ndarray]:
 def _mismatch_before(before: dict, trajectories: list[Trajectory]) -> dict[str, float]:
     flat = _flat(trajectories)
     logprobs = _concat([before[i] for i in sorted(t.sample_id for t in trajectories)])
-    return mismatch_metrics(logprobs, flat["rollout"], flat["mask"], flat["index"], "mismatch")
+    against = flat["rollout"], flat["mask"], flat["index"]
+    return mismatch_metrics(logprobs, *against, "mismatch_before")
 
 
 def _pool(updates: list[UpdateRecord], tokens: list[dict]) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ def quickstart() -> Found:
         "seconds": sum(record["time/total"] for record in records),
         "rollout_tokens_per_s": last["throughput/rollout_tokens_per_s"],
         "train_tokens_per_s": last["throughput/train_tokens_per_s"],
-        "k3": last["mismatch/k3"],
+        "k3": last["mismatch_before/k3"],
     }
     gain = summary["final_score"] - summary["base_score"]
     return Found(figures, [Goal("gain in score", gain, at_least=0.1)])
@@ -55,7 +55,7 @@ def fp8_recipes() -> Found:
             *overrides,
             "rollout.gate_mean_abs_diff=5",
         )
-        keys = ("mismatch/k3", "fp8/k3", "alp/fp8_surviving_fraction")
+        keys = ("mismatch_before/k3", "fp8/k3", "alp/fp8_surviving_fraction")
         figures[name] = {"score": summary["final_score"]} | {k: records[-1][k] for k in keys}
         distance = abs(summary["final_score"] - figures["bf16"])
         goals.append(Goal(f"{name}: distance of the score from bf16's", distance, at_most=NEAR))

@@ -93,6 +93,6 @@ def test_a_step_with_noise_on_the_logits_alone(workers, tied_model):
         for layout in (None, "tp2-sp")
     )
     assert alone["alp/sigma_max"] == 0 and alone["alp/effective_fraction"] == 0
-    assert alone["mismatch_perturbed/k3"] != alone["mismatch/k3"]
+    assert alone["mismatch_during_perturbed/k3"] != alone["mismatch_before/k3"]
     for key in alone.keys() - {"tokens/padding_share"}:
         assert split[key] == pytest.approx(alone[key], rel=1e-5, abs=1e-5), key

@@ -57,10 +57,13 @@ def test_each_method_starts_anew(alone):
     for with_noise_off, bypass in zip(alone["alp without noise"], alone["bypass"], strict=True):
         assert with_noise_off == bypass
     # Before any update the clean policy is the same, whatever the method.
-    first = {name: {k: m[0][k] for k in m[0] if "mismatch_clean" in k} for name, m in alone.items()}
+    first = {
+        name: {k: m[0][k] for k in m[0] if "mismatch_during_clean" in k}
+        for name, m in alone.items()
+    }
     assert first["alp"] == first["bypass"] == first["grpo"]
     # Then they part.
-    last = [m[-1]["mismatch_clean/k3"] for m in alone.values()]
+    last = [m[-1]["mismatch_during_clean/k3"] for m in alone.values()]
     assert len({round(value, 9) for value in last[:2] + last[3:4]}) == 3
 
 

@@ -27,7 +27,7 @@ def finished(tmp_path, run_dir, *extra):
 def test_lag_and_noise_show_and_a_resumed_run_is_the_same(tmp_path):
     unbroken = finished(tmp_path, tmp_path / "unbroken")
     assert [r["policy_version/lag_max"] for r in unbroken] == [0, 1, 0, 1]
-    assert all(r["mismatch/k3"] > 1e-3 for r in unbroken)  # without noise it is near 1e-5
+    assert all(r["mismatch_before/k3"] > 1e-3 for r in unbroken)  # without noise it is near 1e-5
 
     run_dir = tmp_path / "broken"
     command = Command(tmp_path, *train_arguments(run_dir, 4, *QUIET, *SETTINGS))

@@ -60,10 +60,14 @@ def test_what_a_probe_leaves(whole):
         assert len(tokens.update) == found["rollouts"]["tokens"]
         assert 0 <= result["final_score"] <= 1
         # The policy moves away from the one that sampled.
-        assert updates[-1]["mismatch_clean/k3"] > 5 * updates[0]["mismatch_clean/k3"]
-        noisy = updates[0]["mismatch_perturbed/k3"] > 2 * updates[0]["mismatch_clean/k3"]
+        assert updates[-1]["mismatch_during_clean/k3"] > 5 * updates[0]["mismatch_during_clean/k3"]
+        noisy = (
+            updates[0]["mismatch_during_perturbed/k3"] > 2 * updates[0]["mismatch_during_clean/k3"]
+        )
         assert noisy == (name == "alp")
-    first = [result["updates"][0]["mismatch_clean/k3"] for result in found["methods"].values()]
+    first = [
+        result["updates"][0]["mismatch_during_clean/k3"] for result in found["methods"].values()
+    ]
     assert first[0] == first[1] == first[2]
 
 
@@ -99,6 +103,6 @@ def test_from_a_run_s_checkpoint(whole, directory):
     assert later["of"]["from"] == str(checkpoint)
     assert later["rollouts"]["sha256"] != base["rollouts"]["sha256"]
     # It starts where the run stood: as close to its own engine as any start.
-    assert later["methods"]["bypass"]["updates"][0]["mismatch_clean/k3"] < 1e-3
+    assert later["methods"]["bypass"]["updates"][0]["mismatch_during_clean/k3"] < 1e-3
     refused = run(directory, *PROBE, *arguments, whole, code=2)
     assert f"{whole} holds a probe with --from=null, not" in the_sentence(refused)

@@ -22,6 +22,6 @@ def test_a_quantised_run(tmp_path, quantization):
     assert [line["step"] for line in lines] == [0, 1, 2]
     for line in lines:
         # Updates that did not arrive would leave the engine behind by more and more.
-        assert 0 < line["mismatch/k3"] < 0.01 and line["policy_version/lag_max"] == 0
+        assert 0 < line["mismatch_before/k3"] < 0.01 and line["policy_version/lag_max"] == 0
     page = (run_dir / "report.html").read_text()
     assert f"bfloat16, linear layers quantised to {quantization}" in page

@@ -32,7 +32,7 @@ def test_training_with_served_weights(tmp_path):
         assert trained.process.returncode == 0, trained.text()
         metrics = records(tmp_path / "run")
         assert [record["policy_version/lag_max"] for record in metrics] == [0, 0, 0]
-        assert all(record["mismatch/k3"] < 1e-3 for record in metrics)
+        assert all(record["mismatch_before/k3"] < 1e-3 for record in metrics)
         assert list((tmp_path / "run" / "logs").iterdir()) == []  # the weights were there
 
         served.process.send_signal(signal.SIGTERM)
@@ -67,7 +67,7 @@ def test_codes_and_scales_reach_servers_of_its_own(tmp_path):
     assert "first weight sync verified" in trained.out
     metrics = records(tmp_path / "run")
     assert [record["policy_version/lag_max"] for record in metrics] == [0, 0]
-    assert all(1e-6 < record["mismatch/k3"] < 1e-2 for record in metrics)
+    assert all(1e-6 < record["mismatch_before/k3"] < 1e-2 for record in metrics)
     assert sorted(path.name for path in (tmp_path / "run" / "logs").iterdir()) == [
         "vllm-0.log",
         "vllm-1.log",

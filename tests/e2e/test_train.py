@@ -121,8 +121,8 @@ def test_the_envelope_s_tokens_give_the_record_s_metrics(finished, directory):
         assert len(tokens.update) == line["tokens/response"]
         assert set(tokens.update.tolist()) == {0, 1}
         assert set(tokens.sample_id // SAMPLES) == {line["step"]}
-        for prefix in ("mismatch_clean", "mismatch_perturbed"):
-            logprobs = getattr(tokens, prefix.replace("mismatch_", "") + "_logprobs")
+        for prefix in ("mismatch_during_clean", "mismatch_during_perturbed"):
+            logprobs = getattr(tokens, prefix.replace("mismatch_during_", "") + "_logprobs")
             ours = mismatch_metrics(
                 logprobs,
                 tokens.rollout_logprobs,

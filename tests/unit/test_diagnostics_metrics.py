@@ -103,9 +103,9 @@ def test_the_metrics_make_the_required_keys():
     keys = required_keys(3)
     assert len(keys) == len(set(keys))
     made = ratio_metrics([0.0], [1], [0], [0], [0])
-    made |= mismatch_metrics([0], [0], [1], [0])
-    made |= mismatch_metrics([0], [0], [1], [0], prefix="mismatch_perturbed")
-    families = ("ratio/", "mismatch/", "mismatch_perturbed/")
+    made |= mismatch_metrics([0], [0], [1], [0], prefix="mismatch_before")
+    made |= mismatch_metrics([0], [0], [1], [0], prefix="mismatch_during_perturbed")
+    families = ("ratio/", "mismatch_before/", "mismatch_during_perturbed/")
     assert set(made) == {key for key in keys if key.startswith(families)}
     assert [key for key in keys if key.startswith("alp/sigma_layer_")] == [
         f"alp/sigma_layer_{i}" for i in range(3)
@@ -114,9 +114,9 @@ def test_the_metrics_make_the_required_keys():
 
 FIRST = {
     "step": 0,
-    "mismatch/k3": 0.01,
-    "mismatch_perturbed/k3": 0.02,
-    "mismatch/ess": 0.9,
+    "mismatch_before/k3": 0.01,
+    "mismatch_during_perturbed/k3": 0.02,
+    "mismatch_before/ess": 0.9,
     "alp/effective_fraction": 0.99,
     "alp/fp8_surviving_fraction": 0.2,
     "alp/sigma_max": 0.01,
@@ -136,10 +136,10 @@ HEALTHY = FIRST | {"step": 2}
 # A change of a healthy record, and the check that finds it: just inside and just outside.
 CHANGES = [
     ({}, None),
-    ({"mismatch/k3": 0.1}, None),
-    ({"mismatch/k3": 0.11}, "mismatch/k3"),
-    ({"mismatch_perturbed/k3": 0.11}, "mismatch_perturbed/k3"),
-    ({"mismatch/ess": 0.49}, "mismatch/ess"),
+    ({"mismatch_before/k3": 0.1}, None),
+    ({"mismatch_before/k3": 0.11}, "mismatch_before/k3"),
+    ({"mismatch_during_perturbed/k3": 0.11}, "mismatch_during_perturbed/k3"),
+    ({"mismatch_before/ess": 0.49}, "mismatch_before/ess"),
     ({"alp/effective_fraction": 0.0003}, "alp/effective_fraction"),
     ({"alp/effective_fraction": 0.0, "alp/sigma_max": 0.0}, None),
     ({"alp/fp8_surviving_fraction": 0.009}, "alp/fp8_surviving_fraction"),
@@ -176,9 +176,10 @@ def test_each_kind_is_told_once_and_missing_keys_are_passed_over():
     assert warnings({"step": 1}, {"step": 0}) == {}
     watch = Watch()
     assert watch.new_warnings(FIRST) == []
-    assert len(watch.new_warnings(HEALTHY | {"mismatch/k3": 1.0})) == 1
-    assert len(watch.new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1})) == 1
-    assert watch.new_warnings(HEALTHY | {"mismatch/k3": 2.0, "mismatch/ess": 0.1}) == []
+    assert len(watch.new_warnings(HEALTHY | {"mismatch_before/k3": 1.0})) == 1
+    two_ills = HEALTHY | {"mismatch_before/k3": 2.0, "mismatch_before/ess": 0.1}
+    assert len(watch.new_warnings(two_ills)) == 1
+    assert watch.new_warnings(two_ills) == []
 
 
 def test_growth_is_against_the_run_s_first_step_also_after_a_resume():

@@ -17,7 +17,7 @@ NAMED = set(re.findall(r"`([a-z0-9_/]+)`", PAGE))
 def test_every_metric_is_explained():
     token = {"weight": np.ones(1), "kept": np.ones(1, bool), "sample_id": np.zeros(1, int)}
     keys = {*required_keys(1), *correction_metrics(token, np.ones(1))}
-    explained = {key.replace("mismatch_perturbed/", "mismatch/") for key in keys}
+    explained = {key.replace("mismatch_during_perturbed/", "mismatch_before/") for key in keys}
     assert explained - NAMED == set()
 
 

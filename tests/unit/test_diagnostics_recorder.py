@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from alp_megatron.metrics import console
 from alp_megatron.metrics.keys import required_keys
 from alp_megatron.metrics.recorder import Recorder, read_metrics, truncate_after
 
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 PLAIN = LoggingConfig(tensorboard=False, wandb=False)
 
 
@@ -57,6 +59,33 @@ def test_resume_drops_later_steps_and_a_torn_line(tmp_path):
     assert steps(path) == [1, 2, 3]
     assert path.read_bytes() == whole[: whole.index(b'{"step": 3')] + b'{"step": 3, "a": 2.0}\n'
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_records_of_the_first_edition_have_the_names_of_today(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 0, "mismatch/k3": 1.0, "mismatch_clean/k3": 2.0, "mismatch_perturbed/ess": 0.5, '
+        b'"ratio_clean/p98": 3.0, "mismatch_before/k1": 4.0}\n'
+    )
+    today = {
+        "step": 0,
+        "mismatch_before/k3": 1.0,
+        "mismatch_during_clean/k3": 2.0,
+        "mismatch_during_perturbed/ess": 0.5,
+        "ratio_clean/p98": 3.0,
+        "mismatch_before/k1": 4.0,
+    }
+    assert read_metrics(path) == [today]
+    truncate_after(path, 0)  # a resume writes what it keeps
+    assert json.loads(path.read_text()) == today
+
+
+def test_kept_records_of_the_first_edition_are_read():
+    found = sorted(EVIDENCE.glob("**/metrics.jsonl.gz"))
+    for kept in (found[0], found[-1]):
+        records = read_metrics(kept.with_suffix(""))
+        assert not [key for key in records[-1] if key.startswith("mismatch/")]
+        assert records[-1]["mismatch_before/k3"] > 0 and records[-1]["mismatch_during_perturbed/k3"]
 
 
 def test_torn_line_that_happens_to_be_json_is_still_dropped(tmp_path):
@@ -136,7 +165,8 @@ def test_kill_9_leaves_no_wandb_process_and_a_whole_record(tmp_path):
 
 
 def test_console_lines_up_and_fits():
-    record = dict.fromkeys(required_keys(2), 0.123456789) | {"step": 9999, "mismatch/k3": 1e-12}
+    record = dict.fromkeys(required_keys(2), 0.123456789)
+    record |= {"step": 9999, "mismatch_before/k3": 1e-12}
     record |= {"time/total": 1234.5, "ratio/p98": 1.25}
     header, line = console.header(), console.step_line(record, 10000)
     assert len(header) == len(line) <= console.WIDTH and line.isascii()

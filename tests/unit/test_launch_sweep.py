@@ -116,7 +116,7 @@ def test_the_table_of_results(tmp_path):
     run_dir = tmp_path / "0000"
     run_dir.mkdir()
     write_status(run_dir, "finished", exit_code=0)
-    record = {"step": 4, "eval/score": 0.5, "reward/mean": 0.25, "mismatch/k3": 1e-5}
+    record = {"step": 4, "eval/score": 0.5, "reward/mean": 0.25, "mismatch_before/k3": 1e-5}
     (run_dir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     heading, first, second = table(tmp_path, members)
     assert heading[:5] == ["member", "m", "s", "state", "steps"]

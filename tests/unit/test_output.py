@@ -28,10 +28,10 @@ def test_an_unhealthy_step_is_recorded_and_told_once(tmp_path, capsys):
     written = output(tmp_path)
     skipped = SimpleNamespace(skipped=True, grad_norm=float("nan"), clean=None)
     for step in (0, 1):
-        written.write(step, {"mismatch/k3": 5.0, "reward/std": 0.1}, [], [skipped])
+        written.write(step, {"mismatch_before/k3": 5.0, "reward/std": 0.1}, [], [skipped])
     written.close()
     shown = capsys.readouterr().out
-    assert shown.count("Step 1: mismatch/k3 is 5") == 1 and "Step 2" not in shown
+    assert shown.count("Step 1: mismatch_before/k3 is 5") == 1 and "Step 2" not in shown
     assert "1/40" in shown and "2/40" in shown
     assert shown.count("update 0 skipped: its gradient norm was nan") == 2
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]

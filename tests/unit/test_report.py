@@ -20,7 +20,7 @@ ENVELOPES = {
 
 
 def test_report_is_one_file_with_all_figures(tmp_path):
-    write_run(tmp_path, steps=11, **{"mismatch/k3": 0.7})  # 0 to 10
+    write_run(tmp_path, steps=11, **{"mismatch_before/k3": 0.7})  # 0 to 10
     (tmp_path / "environment.json").write_text('{"versions": {"torch": "9.9"}, "commit": "<b>"}')
     write_config(tmp_path, "model.path=a&b")
     write_envelope(tmp_path, step=2)
@@ -39,7 +39,7 @@ def test_report_is_one_file_with_all_figures(tmp_path):
     text = re.sub("<[^>]*>", " ", page)
     for shown in ("0.300 (step 0)", "0.500 (step 10)", "+0.200", "9.9", "&lt;b&gt;", "a&amp;b"):
         assert shown in text
-    assert "Step 11: mismatch/k3 is 0.7, healthy is at most 0.1" in text
+    assert "Step 11: mismatch_before/k3 is 0.7, healthy is at most 0.1" in text
     assert "Ratio envelopes of step 6" in text and "has no noise" not in text
     made = {path.stem: path.read_bytes() for path in (tmp_path / "new" / "figures").iterdir()}
     assert made.keys() == PLOTS.keys() | ENVELOPES
@@ -67,9 +67,10 @@ def test_every_axis_has_a_name_and_a_unit(tmp_path):
 
 
 def test_what_is_unhealthy_is_counted():
-    records = [{"step": s, "mismatch/k3": 0.2 if s > 3 else 0.05} for s in range(12)]
+    records = [{"step": s, "mismatch_before/k3": 0.2 if s > 3 else 0.05} for s in range(12)]
     (sentence,) = unhealthy(records)
-    assert sentence.startswith("Step 12: mismatch/k3 is 0.2") and "(8 of 12 steps.)" in sentence
+    assert sentence.startswith("Step 12: mismatch_before/k3 is 0.2")
+    assert "(8 of 12 steps.)" in sentence
 
 
 def test_report_says_what_the_mismatch_is_to(tmp_path):

@@ -42,16 +42,16 @@ def test_mismatch_of_every_run_at_its_last_step_and_in_the_median(tmp_path):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(text) for text in lines]
         for record, value in zip(records, k3, strict=True):
-            record |= {"mismatch/k3": value, "mismatch_perturbed/k3": 2 * value}
-            record |= {"mismatch/ess": 1 - value}
+            record |= {"mismatch_before/k3": value, "mismatch_during_perturbed/k3": 2 * value}
+            record |= {"mismatch_before/ess": 1 - value}
         text = "".join(json.dumps(record) + "\n" for record in records)
         (tmp_path / name / "metrics.jsonl").write_text(text)
     runs = read_runs([tmp_path / "a", tmp_path / "b"])
     tables = mismatch_tables(dict(zip(labels(runs), runs, strict=True)))
-    assert list(tables) == ["mismatch", "mismatch_perturbed"]
-    assert tables["mismatch"]["k3 (nats/token)"] == ["0.25 / 0.25", "0.001 / 0.001"]
-    assert tables["mismatch_perturbed"]["k3 (nats/token)"] == ["0.5 / 0.5", "0.002 / 0.002"]
-    assert tables["mismatch"]["ess"] == ["0.75 / 0.75", "0.999 / 0.999"]
+    assert list(tables) == ["mismatch_before", "mismatch_during_perturbed"]
+    assert tables["mismatch_before"]["k3 (nats/token)"] == ["0.25 / 0.25", "0.001 / 0.001"]
+    assert tables["mismatch_during_perturbed"]["k3 (nats/token)"] == ["0.5 / 0.5", "0.002 / 0.002"]
+    assert tables["mismatch_before"]["ess"] == ["0.75 / 0.75", "0.999 / 0.999"]
 
 
 def test_only_keys_that_differ_are_shown(runs):

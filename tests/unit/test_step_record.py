@@ -54,8 +54,8 @@ def test_every_key_and_hand_worked_values():
     assert not missing
     assert all(np.isfinite(value) for value in result.values())
     assert result["reward/mean"] == 0.5 and result["loss/policy"] == -0.75
-    assert result["mismatch/k3"] == 0
-    assert result["mismatch_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
+    assert result["mismatch_before/k3"] == 0
+    assert result["mismatch_during_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
     assert result["ratio/mean"] == pytest.approx((2 + 3 * np.exp(0.5)) / 5)
     assert result["entropy"] == pytest.approx((2 * 1 + 3 * 0.5) / 5)
     assert result["alp/effective_fraction"] == 0.5
@@ -75,8 +75,8 @@ def test_the_clean_numerator_has_its_own_metrics():
     first.clean["clip_high"] = np.array([True, False, False])
     result = record([first, second], [FIRST, SECOND])
     assert set(envelope_keys()) <= result.keys()
-    assert result["mismatch_clean/k1"] == pytest.approx((2 * 0.5 - 3 * 0.25) / 5)
-    assert result["mismatch_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
+    assert result["mismatch_during_clean/k1"] == pytest.approx((2 * 0.5 - 3 * 0.25) / 5)
+    assert result["mismatch_during_perturbed/k1"] == pytest.approx(-0.5 * 3 / 5)
     assert result["ratio_clean/mean"] == pytest.approx((2 * np.exp(-0.5) + 3 * np.exp(0.25)) / 5)
     assert result["ratio_clean/clip_high"] == pytest.approx(1 / 5)
     assert result["ratio/clip_high"] == 0
@@ -98,7 +98,7 @@ def test_without_clean_logprobs_only_their_metrics_are_missing():
     whole, part = (
         record(updates, [FIRST, SECOND], measured=measured) for measured in (True, False)
     )
-    assert part == {k: v for k, v in whole.items() if not k.startswith("mismatch/")}
+    assert part == {k: v for k, v in whole.items() if not k.startswith("mismatch_before/")}
 
 
 def test_what_a_correction_did_is_counted_over_the_whole_batch():
