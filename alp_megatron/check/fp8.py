@@ -86,7 +86,7 @@ def _check_cuda(config: Config, fp8: Fp8Config, shape: ModelShape) -> None:
 
 
 def unsupported(recipe: str, capability: tuple[int, int], cuda: str) -> str | None:
-    """Returns why Transformer Engine 2.20 does not run it there (pytorch/quantization.py)."""
+    """Says why Transformer Engine 2.20 does not run the recipe there (pytorch/quantization.py)."""
     device = f"this device has {capability[0]}.{capability[1]}: use another recipe or device."
     if capability < (8, 9):
         return f"needs compute capability 8.9, {device}"

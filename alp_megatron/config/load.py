@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def config_from(tree: dict[str, Any], overrides: list[str] | None = None) -> Config:
-    """Returns a Config from nested sections and the overrides of the command line; see load_config."""
+    """Makes a Config of nested sections and the overrides of the command line; see load_config."""
     tree.setdefault("model", {})  # so that what is missing is model.path, not model
     config = section_from(Config, tree, overrides)
     config.objective = with_method_defaults(config.objective)

@@ -158,7 +158,7 @@ class MegatronTensors:
         )
 
     def _boxes(self, parameter: Parameter) -> Iterator[tuple[Box, Box]]:
-        """Yields (stored box, what it holds of the parameter, in the parameter's own coordinates)."""
+        """Yields (stored box, what it holds of the parameter, in the parameter's coordinates)."""
         key, axes = self._key(parameter), len(parameter.index)
         wanted = (
             (*parameter.index, *(0 for _ in parameter.shape)),

@@ -22,7 +22,7 @@ from alp_megatron.errors import UserError
 from alp_megatron.files import partial_of
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
 from alp_megatron.hf.shape import read_model_shape
-from alp_megatron.hf.tensors import DTYPES, INDEX, bytes_of
+from alp_megatron.hf.tensors import DTYPES, INDEX, SINGLE, bytes_of
 from alp_megatron.weights.transport.buckets import bounded
 
 _NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
@@ -108,7 +108,7 @@ def shards_of(
     files = list(bounded(parameters, nbytes, max_bytes))
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     if len(files) == 1:
-        names = ["model.safetensors"]
+        names = [SINGLE]
     return [
         Shard(name, tuple(held), {n: t for p in held for n, t in _tensors(p, dtypes).items()})
         for name, held in zip(names, files, strict=True)
@@ -246,7 +246,7 @@ def find_model(megatron_dir: Path, wanted: str | None) -> Path:
 def _dtypes(
     hf_dir: Path, parameters: list[Parameter], tensors: MegatronTensors
 ) -> dict[str, torch.dtype]:
-    """Returns the source's own types where they are known, else config.json's, else those stored."""
+    """Returns the source's own types where they are known, else config.json's, else the stored."""
     known = hf_dir / SOURCE_DTYPES
     of_source = json.loads(known.read_text()) if known.is_file() else {}
     default = stated_dtype(read_hf_config(hf_dir))

@@ -155,7 +155,7 @@ class Verification:
 
 
 def _lack_of_devices(config: Config) -> str | None:
-    """Says how many GPUs are missing: each process of the layout needs its own where there are any."""
+    """Says how many GPUs are missing, of which each process needs its own where there are any."""
     if not torch.cuda.is_available() or torch.cuda.device_count() >= world_size(config):
         return None
     return f"the layout takes {world_size(config)} GPUs and there are {torch.cuda.device_count()}"

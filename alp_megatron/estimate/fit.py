@@ -66,7 +66,7 @@ def _engine_problems(config: Config, shape: ModelShape, hardware: Hardware) -> l
 
 
 def nearest_fit(config: Config, shape: ModelShape, hardware: Hardware) -> list[str] | None:
-    """Returns overrides with which it fits on as many GPUs, the nearest that do; None if none do."""
+    """Finds overrides with which it fits on as many GPUs, the nearest that do; None if none do."""
     formats = _formats(config, shape, hardware)
     candidates = _neighbours(config, shape, hardware, formats)
     for _, changed, overrides in sorted(candidates, key=lambda found: found[0]):

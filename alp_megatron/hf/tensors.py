@@ -24,6 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 # safetensors' name of a type -> torch's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"  # in place of an index: all tensors in one file
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class HfTensors:
 
     def __init__(self, model_dir: str | Path):
         self.model_dir = Path(model_dir)
-        index, single = self.model_dir / INDEX, self.model_dir / "model.safetensors"
+        index, single = self.model_dir / INDEX, self.model_dir / SINGLE
         if index.exists():
             self.files, self._entries = _read_indexed(index)
         elif single.exists():
@@ -148,7 +149,7 @@ def _read_indexed(index: Path) -> tuple[list[Path], dict[str, _Entry]]:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """Returns the tensors of a safetensors file: 8 bytes of header length, a JSON header, the data."""
+    """Reads the header of a safetensors file: 8 bytes of its length, JSON; the data come next."""
     try:
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")

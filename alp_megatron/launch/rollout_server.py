@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def own_gpu(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variable that leaves a task one of the GPUs that Slurm gave to all of its node's."""
+    """Returns the variable that leaves a task one of the GPUs that Slurm gave its node's tasks."""
     gpus = environment.get("CUDA_VISIBLE_DEVICES")
     if not gpus:
         return {}

@@ -10,6 +10,7 @@ from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
 from alp_megatron.files import write_atomic
 from alp_megatron.hf.shape import read_model_shape
+from alp_megatron.hf.tensors import INDEX, SINGLE
 from alp_megatron.launch.cluster import ClusterConfig
 from alp_megatron.runtime.run_dir import LAUNCH_DIR, check_occupation
 
@@ -62,7 +63,7 @@ def _serve_elsewhere(config: Config) -> None:
 def not_here(config: Config) -> list[str]:
     """Names what the run reads that is not on this machine: its weights, its data."""
     model_dir, task = Path(config.model.path), config.task
-    weights = ("model.safetensors", "model.safetensors.index.json")
+    weights = (SINGLE, INDEX)
     missing = []
     if not any((model_dir / name).exists() for name in weights):
         missing.append(f"the weights of model.path={model_dir}")

@@ -23,7 +23,7 @@ LOST_PEER = 3  # exit code of a process that ended only because another one was 
 
 
 def under_launcher() -> bool:
-    """Returns whether torchrun, or srun with its variables, started this process as one of several."""
+    """Says whether torchrun, or srun with its variables, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import copy_model_files, read_hf_config, stated_dtype
-from alp_megatron.hf.tensors import INDEX, HfTensors
+from alp_megatron.hf.tensors import INDEX, SINGLE, HfTensors
 from alp_megatron.weights.export import WeightExport
 from alp_megatron.weights.mapping import merge, rules_of_chunk, shard
 from alp_megatron.weights.transport.buckets import bounded
@@ -110,7 +110,7 @@ def _write_shards(stream: Iterable[tuple[str, torch.Tensor]], out_dir: Path) -> 
         total += sum(tensor.nbytes for _, tensor in held)
         held.clear()  # else it would stay in memory while the next one is gathered
     if len(shards) == 1:
-        (out_dir / _part(0)).rename(out_dir / "model.safetensors")
+        (out_dir / _part(0)).rename(out_dir / SINGLE)
         return
     weight_map = {}
     for index, names in enumerate(shards):

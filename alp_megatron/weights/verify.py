@@ -28,7 +28,7 @@ class SyncError(RunError):
 
 @dataclass
 class Digests:
-    """Collects fingerprints of the tensors, or of codes and scales, that passed through `record`."""
+    """Collects fingerprints of the tensors, or codes and scales, that pass through `record`."""
 
     of: dict[str, str] = field(default_factory=dict)
 

@@ -75,7 +75,7 @@ class Scheme:
 
 
 def rollout_scheme(config: Config) -> Scheme | None:
-    """Returns the scheme that a configuration asks for; None for an engine that is not quantised."""
+    """Returns the scheme that a configuration asks for; None for an unquantised engine."""
     rollout = config.rollout
     if rollout.quantization == UNQUANTIZED:
         return None
