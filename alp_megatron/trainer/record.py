@@ -85,7 +85,7 @@ def fp8_mismatch(
 def fp8_update_metrics(learner: Learner, updates: list[UpdateRecord]) -> dict[str, float]:
     """Of the step's updates, over all layers and ranks. Collective.
 
-    alp/fp8_surviving_fraction: see `fp8.survival`; of one micro-batch of the first update.
+    alp/fp8_surviving_fraction: see `fp8.linear`; of one micro-batch of the first update.
     fp8/amax_*: the largest absolute value of the linear layers' operands (emulation only).
     fp8/amax_growth_*: the largest amax over what its scale, made of earlier ones, has room for;
         above 1 the largest values saturated (emulation of the delayed recipe only).

@@ -173,7 +173,7 @@ def _markdown(config: Config, about: dict[str, Any], rows: list[Row]) -> str:
         )
         if not _gpus(about["environment"]):
             parts.append(
-                "Quantised layers ran in this project's CPU kernels (rollout/cpu_kernels)."
+                "Quantised layers ran in this project's CPU kernels (rollout/vllm/patches.py)."
             )
     for trainer in dict.fromkeys(row.trainer for row in rows):
         parts += [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 # What moves weights from the trainer's rank 0 to one or several running engines.
 #
-# A transport is the trainer's end; `rollout/vllm_receivers.py` has the engines' ends, registered
+# A transport is the trainer's end; `rollout/vllm/receivers.py` has the engines' ends, registered
 # with vLLM's weight-transfer API. The API carries the few bytes that say what comes next, over
 # HTTP; the transport carries the tensors, a bucket at a time. Whoever drives the update pauses
 # generation before it, and drops the prefix caches and sets the engines' version after it.
