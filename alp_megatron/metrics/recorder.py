@@ -41,7 +41,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All records of the file, in order. A torn last line, left by a kill, is passed over.
+    """Returns all records of the file, in order. A torn last line, left by a kill, is passed over.
 
     Where only `path`.gz is there, as with records that are kept, it is read instead.
 
@@ -53,12 +53,12 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def has_metrics(run_dir: Path) -> bool:
-    """Whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
+    """Says whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
     return any((run_dir / name).is_file() for name in ("metrics.jsonl", "metrics.jsonl.gz"))
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the records of later steps and a torn last line, atomically."""
+    """Drops the records of later steps and a torn last line, atomically."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
@@ -108,7 +108,7 @@ class Recorder:
         self._wandb = _open_wandb(run_dir, logging.wandb_project) if logging.wandb else None
 
     def write(self, step: int, record: Record) -> None:
-        """Record one step. Numbers go to all sinks, texts (a reason) not to TensorBoard.
+        """Records one step. Numbers go to all sinks, texts (a reason) not to TensorBoard.
 
         Raises:
             RuntimeError: a value is not finite; the key is named and nothing is written.
@@ -143,7 +143,7 @@ def _open_tensorboard(run_dir: Path, resume_step: int | None):
 
 
 def _open_wandb(run_dir: Path, project: str):
-    """A quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
+    """Starts a quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
 
     Its service process watches ours and ends within a second of it, whatever ends ours. An
     unreachable server is given up after wandb's own 90 s.
