@@ -94,3 +94,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+if __name__ == "__main__":  # job scripts of an older version name this module
+    sys.exit(main())

@@ -59,14 +59,14 @@ METHODS = {
         },
         fixed={"level": ("sequence",), "length_normalized": (True,)},
     ),
-    # grpo times min(w, C): see objectives/correction.py.
+    # grpo times min(w, C). Yao et al. 2025; Ionides 2008.
     "tis": Method(
         reference="old",
         defaults=PPO_CLIP,
         correction={"weight": "truncated", "weight_high": 2.0},
         fixed={"correction.weight": ("truncated",)},
     ),
-    # grpo times w where lo <= w <= hi, else 0; or times 1 there: see the same.
+    # grpo times w where lo <= w <= hi, else 0; or times 1 there. Liu et al. 2025.
     "mis": Method(
         reference="old",
         defaults=PPO_CLIP,

@@ -25,14 +25,14 @@ TIMES = tuple((name, 8, f"{{time/{name}:.2f}}") for name in (*PHASES, "total"))
 
 
 def header() -> str:
-    """The titles of `step_line`'s columns."""
+    """Returns the titles of `step_line`'s columns."""
     left = "  ".join(title.rjust(width) for title, width, _ in COLUMNS)
     right = "".join(title.rjust(width) for title, width, _ in TIMES)
     return f"{'step':>11}  {left}  | seconds:{right}"
 
 
 def step_line(record: Mapping[str, float], total_steps: int) -> str:
-    """One line under the header; a metric that the record lacks shows as `-`."""
+    """Returns one line under the header; a metric that the record lacks shows as `-`."""
 
     def show(width: int, form: str) -> str:
         try:
@@ -47,7 +47,7 @@ def step_line(record: Mapping[str, float], total_steps: int) -> str:
 
 
 def banner(config: Config, *, model: str, device: str, world_size: int) -> str:
-    """What runs, in a few lines; `model` and `device` are short descriptions."""
+    """Says in a few lines what runs; `model` and `device` are short descriptions."""
     rows = {
         "model": model,
         "layout": layout_line(config, world_size),

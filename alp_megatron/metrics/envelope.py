@@ -38,7 +38,7 @@ class Bin:
 
 
 def envelope_width(train_logprobs: ArrayLike, rollout_logprobs: ArrayLike) -> float:
-    """Percentile 98 less percentile 2 of `train - rollout` (nats), interpolated linearly; [t]."""
+    """Returns percentile 98 less 2 of `train - rollout` (nats), interpolated linearly; of [t]."""
     low, high = np.percentile(_log_ratio(train_logprobs, rollout_logprobs), (LOW, HIGH))
     return float(high - low)
 
@@ -46,7 +46,7 @@ def envelope_width(train_logprobs: ArrayLike, rollout_logprobs: ArrayLike) -> fl
 def envelope_bins(
     train_logprobs: ArrayLike, rollout_logprobs: ArrayLike, lowest: float
 ) -> list[Bin]:
-    """The envelope of tokens by the rollout engine's log-probability, in fp64.
+    """Makes the envelope of tokens by the rollout engine's log-probability, in fp64.
 
     Args:
         train_logprobs, rollout_logprobs: [t], nats.
@@ -61,7 +61,7 @@ def envelope_bins(
 
 
 def binned(x: np.ndarray, y: np.ndarray, edges: np.ndarray, fewest: int) -> list[Bin]:
-    """The bins that hold at least `fewest` points, in order.
+    """Returns the bins that hold at least `fewest` points, in order.
 
     Args:
         x, y: [n], nats. A point beyond the edges belongs to the bin nearest to it.
@@ -109,7 +109,7 @@ class Points:
 
 
 def envelope_points(ratios: TokenRatios, numerator: Numerator, level: Level) -> Points:
-    """With d = log pi_train - log pi_rollout of a token, in fp64:
+    """Returns tokens or responses as points. With d = log pi_train - log pi_rollout, in fp64:
 
         token          x = log pi_rollout       y = d
         sequence_sum   x = sum log pi_rollout   y = sum d, over the tokens of a response
@@ -130,7 +130,7 @@ def envelope_points(ratios: TokenRatios, numerator: Numerator, level: Level) -> 
 
 
 def envelope_edges(together: Iterable[Points]) -> np.ndarray:
-    """Edges of equal bins that envelopes of one level share, so that they can be compared.
+    """Returns edges of equal bins that envelopes of one level share, so that they can be compared.
 
     Tokens get 50 bins from the lowest x to 0. Responses are too few for that: they get as many as
     leave 20 of the largest envelope's to a bin on average, at most 50, from the tenth lowest x of
@@ -154,13 +154,13 @@ def envelope_edges(together: Iterable[Points]) -> np.ndarray:
 
 
 def envelope(points: Points, edges: np.ndarray) -> list[Bin]:
-    """The bins with at least 50 tokens, or 10 responses."""
+    """Returns the bins with at least 50 tokens, or 10 responses."""
     fewest = FEWEST if points.level == "token" else FEWEST_SEQUENCES
     return binned(points.x, points.y, edges, fewest)
 
 
 def by_staleness(points: Points, groups: int) -> dict[str, Points]:
-    """The points split by the update that trained on them: "update 0", or "updates 0 to 3".
+    """Splits points by the update that trained on them: "update 0", or "updates 0 to 3".
 
     The updates there are make up to `groups` runs of neighbours, as equal as can be; the first
     run is the freshest.

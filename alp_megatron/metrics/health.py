@@ -27,7 +27,7 @@ def _metric(key: str) -> Callable[[Record, Record], float]:
 
 
 def _growth(key: str) -> Callable[[Record, Record], float]:
-    """As a multiple of the first step's value; 1 where that is 0."""
+    """Makes a multiple of the first step's value; 1 where that is 0."""
     return lambda record, first: record[key] / first[key] if first[key] > 0 else 1.0
 
 
@@ -152,7 +152,7 @@ CHECKS = (
 
 
 def warnings(record: Record, first: Record) -> dict[str, str]:
-    """{name of the check: one sentence} for what is outside its range in this record.
+    """Returns {name of the check: one sentence} for what is outside its range in this record.
 
     A check whose metrics the records lack is left out. Steps are counted from 1, as in the
     console. `first` is the run's first record.

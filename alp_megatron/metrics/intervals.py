@@ -20,7 +20,7 @@ class Interval:
     n: int
 
     def shown(self, form: str) -> str:
-        """'0.512 [0.480, 0.541]', or the mean alone."""
+        """Returns '0.512 [0.480, 0.541]', or the mean alone."""
         text = format(self.mean, form)
         if self.low is None:
             return text
@@ -28,7 +28,7 @@ class Interval:
 
 
 def mean_interval(values: ArrayLike) -> Interval:
-    """The mean of one value a seed; `values` is [n] with n >= 1."""
+    """Returns the mean of one value a seed; `values` is [n] with n >= 1."""
     values = np.asarray(values, dtype=np.float64)
     mean, band = float(values.mean()), mean_band(values[:, None])
     if band is None:
@@ -37,7 +37,7 @@ def mean_interval(values: ArrayLike) -> Interval:
 
 
 def mean_band(values: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
-    """The intervals' ends of each column's mean; None where there is one row.
+    """Returns the intervals' ends of each column's mean; None where there is one row.
 
     Rows are drawn with replacement, 10,000 times, and the ends are percentiles 2.5 and 97.5 of the
     resampled means, interpolated linearly (Efron and Tibshirani 1993, chapter 13). Everything is

@@ -55,7 +55,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def has_metrics(run_dir: Path) -> bool:
-    """Returns whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
+    """Says whether `read_metrics(run_dir / "metrics.jsonl")` has a file to read."""
     return any((run_dir / name).is_file() for name in ("metrics.jsonl", "metrics.jsonl.gz"))
 
 
@@ -145,7 +145,7 @@ def _open_tensorboard(run_dir: Path, resume_step: int | None):
 
 
 def _open_wandb(run_dir: Path, project: str):
-    """Opens a quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
+    """Starts a quiet run; online only where WANDB_API_KEY is set. WANDB_MODE has the last word.
 
     Its service process watches ours and ends within a second of it, whatever ends ours. An
     unreachable server is given up after wandb's own 90 s.

@@ -11,10 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# How figures look. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
-#
-# Where several series share axes, each also has its own line style, for print and for grey.
+WIDTH, HEIGHT, LEGEND_ROW = 5.0, 3.4, 0.23  # inches; text stays readable on a phone's width
+DPI = 200
+WIDE = 30  # largest over smallest, for a logarithmic axis
+LINE = 52  # characters of a legend's row
+Records = Sequence[dict]
 
+# Colours are Okabe and Ito's, which colour-blind readers can tell apart. Where several series share
+# axes, each also has its own line style, for print and for grey.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 SKY, AMBER, BLACK, PALE = "#56B4E9", "#E69F00", "#000000", "#BBBBBB"
 COLORS = (BLUE, ORANGE, GREEN, PINK, BLACK, SKY, AMBER)
@@ -37,13 +41,6 @@ def series_style(index: int) -> dict:
         "color": COLORS[index % len(COLORS)],
         "linestyle": DASHES[index % len(DASHES)],
     }
-
-
-WIDTH, HEIGHT, LEGEND_ROW = 5.0, 3.4, 0.23  # inches; text stays readable on a phone's width
-DPI = 200
-WIDE = 30  # largest over smallest, for a logarithmic axis
-LINE = 52  # characters of a legend's row
-Records = Sequence[dict]
 
 
 def png(draw: Callable[[Axes], None]) -> bytes:
@@ -85,7 +82,7 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself, as an address that needs no file."""
+        """Is the picture itself, as an address that needs no file."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 

@@ -32,7 +32,7 @@ Y_LABELS: dict[Level, str] = {
 def draw_envelope(
     axes: Axes, bins: Sequence[Bin], color: str, label: str, linestyle="-", fill: bool = True
 ) -> None:
-    """Percentiles 2 and 98 as lines, the median as a thin one, all of one style.
+    """Draws percentiles 2 and 98 as lines, the median as a thin one, all of one style.
 
     A line goes through the centres of neighbouring bins, and to the outer edges of the first and
     the last of them; bins that were left out leave a gap. Without any bin only the label is
@@ -48,7 +48,7 @@ def draw_envelope(
 
 
 def label_axes(axes: Axes, level: Level, y: bool = True) -> None:
-    """Names and units of both axes, or of x alone; a line where the policies are equal."""
+    """Names both axes with units, or x alone, and draws a line where the policies are equal."""
     axes.axhline(0, color=GREY, lw=0.8, zorder=0)
     axes.set_xlabel(X_LABELS[level])
     if y:
@@ -56,7 +56,7 @@ def label_axes(axes: Axes, level: Level, y: bool = True) -> None:
 
 
 def _runs(bins: Sequence[Bin]) -> np.ndarray:
-    """Columns (x, p02, p50, p98) as rows, with one of NaN where a bin is missing."""
+    """Returns the columns (x, p02, p50, p98) as rows, with one of NaN where a bin is missing."""
     rows: list[tuple[float, ...]] = []
     for index, b in enumerate(bins):
         values = (b.p02, b.p50, b.p98)
@@ -82,12 +82,12 @@ _NUMERATOR_STYLE = {
 
 
 def numerators(ratios: TokenRatios) -> tuple[Numerator, ...]:
-    """Those that differ: a method without noise has one."""
+    """Names those that differ: a method without noise has one."""
     return NUMERATORS if ratios.has_noise else ("clean",)
 
 
 def staleness_figures(ratios: TokenRatios, level: Level) -> dict[Numerator, bytes]:
-    """For each numerator a PNG with an envelope for each group of updates, on equal axes."""
+    """Draws for each numerator a PNG with an envelope for each group of updates, on equal axes."""
     split = {
         numerator: by_staleness(envelope_points(ratios, numerator, level), GROUPS)
         for numerator in numerators(ratios)
@@ -111,7 +111,7 @@ def staleness_figures(ratios: TokenRatios, level: Level) -> dict[Numerator, byte
 
 
 def numerator_figures(runs: Mapping[str, TokenRatios], level: Level) -> dict[str, bytes]:
-    """For each run a PNG with its clean and, with noise, its perturbed envelope, on equal axes."""
+    """Draws for each run its clean and, with noise, perturbed envelope: PNGs on equal axes."""
     points = {
         name: {n: envelope_points(ratios, n, level) for n in numerators(ratios)}
         for name, ratios in runs.items()
@@ -140,7 +140,7 @@ def _finish(axes: Axes, level: Level, limits: dict) -> None:
 
 
 def _limits(bins: Iterable[Bin]) -> dict[str, tuple[float, float]]:
-    """Axes limits that hold all bins and log ratio 0, with a margin; none where there is none."""
+    """Returns axes limits that hold all bins and log ratio 0, with a margin; {} without a bin."""
     bins = list(bins)
     if not bins:
         return {}

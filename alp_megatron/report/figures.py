@@ -194,7 +194,7 @@ PLOTS = {
 
 
 def render(plot: Plot, records: Records) -> bytes:
-    """The plot as a PNG."""
+    """Returns the plot as a PNG."""
 
     def draw(axes: Axes) -> None:
         plot.draw(axes, records)

@@ -96,7 +96,7 @@ OVERLAYS = {
 
 
 def render_overlay(overlay: Overlay, runs: Mapping[str, Records]) -> bytes | None:
-    """The figure as a PNG; None where no run has such values."""
+    """Returns the figure as a PNG; None where no run has such values."""
     drawn = {name: [curve(records) for curve in overlay.curves] for name, records in runs.items()}
     if not any(len(steps) for curves in drawn.values() for steps, _ in curves):
         return None
@@ -116,7 +116,7 @@ def render_overlay(overlay: Overlay, runs: Mapping[str, Records]) -> bytes | Non
 
 
 def render_sigmas(runs: Mapping[str, Records]) -> bytes | None:
-    """Sigma of each layer after the last step, of the runs with noise; None where none has."""
+    """Draws sigma by layer after the last step, of runs with noise; None where none has any."""
     sigmas = {name: layer_sigmas(records[-1]) for name, records in runs.items()}
     if not any(max(values.values(), default=0) > 0 for values in sigmas.values()):
         return None
@@ -135,6 +135,6 @@ def render_sigmas(runs: Mapping[str, Records]) -> bytes | None:
 
 
 def shortened(name: str) -> str:
-    """A label that fits above a figure: the middle of a long name is left out."""
+    """Returns a label that fits above a figure: of a long name the middle is left out."""
     half = (LONGEST - 3) // 2
     return name if len(name) <= LONGEST else f"{name[:half]}...{name[-half:]}"

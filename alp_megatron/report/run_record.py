@@ -74,7 +74,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[RunRecord]:
-    """The runs in their order. Names that are the same get the directories above in front.
+    """Reads the runs in their order. Names that are the same get the directories above in front.
 
     Raises:
         UserError: as read_run, or a run is given twice.
@@ -87,7 +87,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[RunRecord]:
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
-    """A name for each run that no other one has, without the `key=value` that all have."""
+    """Returns a name for each run that no other one has, without the `key=value` that all have."""
     words = [run.name.split(" ") for run in runs]
     common = {word for word in set.intersection(*map(set, words)) if "=" in word}
     for names in (
@@ -108,7 +108,10 @@ def _name(run_dir: Path) -> str:
 
 
 def _read_config(path: Path) -> tuple[Config | None, list[str]]:
-    """A run writes every key that its version has, so that a missing one tells of an older one."""
+    """Returns the configuration, and the keys that it lacks.
+
+    A run writes every key that its version has: a missing one tells of an older version.
+    """
     if not path.is_file():
         return None, []
     tree = read_mapping(path)
@@ -133,7 +136,7 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 
 def _read_ratios(directory: Path, last_step: int) -> tuple[int, TokenRatios] | None:
-    """A killed run can have left one of a step that it then lost."""
+    """Reads the latest up to `last_step`: a killed run can have left one of a step that it lost."""
     steps = {int(path.stem[5:]): path for path in directory.glob(f"step_{'[0-9]' * 6}.npz")}
     step = max((step for step in steps if step <= last_step), default=None)
     if step is None:

@@ -36,7 +36,7 @@ NAMES = (*NAMED, *THIRDS)
 
 
 def named_values(name: str, num_layers: int) -> Values:
-    """The values of a named method for a model of so many layers.
+    """Returns the values of a named method for a model of so many layers.
 
     Raises:
         UserError: the model has too few layers to take a third of them.

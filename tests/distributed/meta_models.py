@@ -38,7 +38,7 @@ def stages(config, place, configs: list[Config]) -> list[list[dict[str, int]]]:
 
 
 def _join(config: Config, stage: int) -> None:
-    """As runtime.process_groups.join, but with a group of which this is the only real rank."""
+    """As runtime.mesh.join, but with a group of which this is the only real rank."""
     from megatron.core import parallel_state, tensor_parallel
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -48,6 +48,18 @@ def test_report_is_one_file_with_all_figures(tmp_path):
     assert not (tmp_path / "figures").exists() and not (tmp_path / "report.html").exists()
 
 
+def test_names_and_values_are_text_and_no_markup(tmp_path):
+    for name in ("<script>x</script>", "b'\"&"):
+        write_run(tmp_path / name.replace("/", ""), steps=2)
+        write_config(tmp_path / name.replace("/", ""), f"task.train='{name[0]}img src=x>'")
+    runs = sorted(path for path in tmp_path.iterdir())
+    for chosen in (runs[:1], runs[1:], runs):
+        page = write_report(chosen, tmp_path / "report.html").read_text()
+        assert not {"script", "x"} & {tag for tag, _ in Tags(page).seen}
+        assert {attrs["src"][:5] for tag, attrs in Tags(page).seen if tag == "img"} == {"data:"}
+        assert "&lt;script&gt;" in page or "b&#39;&#34;&amp;" in page
+
+
 def test_many_layers_get_a_color_bar():
     records = [{"step": s} | {f"alp/sigma_layer_{i}": i + s for i in range(20)} for s in range(3)]
     axes = Figure().subplots()

@@ -41,7 +41,7 @@ from alp_megatron.errors import UserError
 # float32, scaled, and rounded once to the engine's dtype. The price is a float32 copy of each
 # weight; no speed is lost against the unquantised engine on the same host, and none is gained.
 #
-# All are for vLLM `vllm_patches.VERSION`.
+# All are for vLLM `VERSION` below.
 
 
 class _AnyCpu:

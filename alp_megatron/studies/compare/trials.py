@@ -49,7 +49,7 @@ class Trial:
 
     @property
     def noisy(self) -> bool:
-        """Whether its numerator is perturbed."""
+        """Says whether its numerator is perturbed."""
         return METHODS[self.config.objective.method].perturbed
 
     @property

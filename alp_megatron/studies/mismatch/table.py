@@ -41,7 +41,7 @@ class Row:
     result: Agreement | str
 
     def cells(self) -> list[str]:
-        """As text, under HEADERS; a failure stands by itself after the two names."""
+        """Returns text, under HEADERS; a failure stands by itself after the two names."""
         found = self.result
         if isinstance(found, str):
             return [self.trainer, self.rollout, found]
@@ -57,7 +57,7 @@ class Row:
 def compare(
     trainers: Mapping[str, np.ndarray], rollouts: Mapping[str, np.ndarray | str]
 ) -> list[Row]:
-    """Every pair, trainers outermost.
+    """Compares every pair, trainers outermost.
 
     Args:
         trainers: name -> log-probabilities [t] of the tokens, nats.
@@ -86,7 +86,7 @@ def _agree(ours: np.ndarray, theirs: np.ndarray, lowest: float) -> Agreement:
 
 
 def text_table(rows: list[Row]) -> str:
-    """For a terminal, columns aligned."""
+    """Returns the table for a terminal, columns aligned."""
     lines = [list(HEADERS), *(row.cells() for row in rows)]
     whole = [line for line in lines if len(line) == len(HEADERS)]
     widths = [max(len(line[i]) for line in whole) for i in range(len(HEADERS))]
@@ -110,7 +110,7 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def markdown_envelope(rows: list[Row], trainer: str) -> str:
-    """The envelope's width by the rollout engine's log-probability, one column an engine."""
+    """Returns the envelope's width by the rollout engine's log-probability, a column an engine."""
     columns = {
         row.rollout: {b.start: b for b in row.result.bins}
         for row in rows
@@ -133,7 +133,7 @@ def markdown_envelope(rows: list[Row], trainer: str) -> str:
 def write_document(
     out: Path, config: Config, tokens: Path, coverage: dict[str, str], rows: list[Row]
 ) -> None:
-    """Write `out`, and beside it the same name with .json and .tokens.jsonl.
+    """Writes `out`, and beside it the same name with .json and .tokens.jsonl.
 
     Args:
         tokens: the token file, one sequence a line.
@@ -173,7 +173,7 @@ def _markdown(config: Config, about: dict[str, Any], rows: list[Row]) -> str:
         )
         if not _gpus(about["environment"]):
             parts.append(
-                "Quantised layers ran in this project's CPU kernels (rollout/cpu_kernels)."
+                "Quantised layers ran in this project's CPU kernels (rollout/vllm/patches.py)."
             )
     for trainer in dict.fromkeys(row.trainer for row in rows):
         parts += [
@@ -201,6 +201,6 @@ def _versions(found: dict[str, Any]) -> str:
 
 
 def _gpus(found: dict[str, Any]) -> list[str]:
-    """Those that were used."""
+    """Names those that were used."""
     device = found["device"]
     return [] if device["requested"] == "cpu" else device["nvidia_gpus"]
