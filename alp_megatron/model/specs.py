@@ -1,12 +1,17 @@
 """Specifies the perturbed layer: Transformer Engine on CUDA, plain torch elsewhere."""
 
+from functools import partial
+
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
+    get_mlp_module_spec_for_backend,
 )
-from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
@@ -56,7 +61,7 @@ def block_spec(config: PolicyConfig, layers_of_this_stage: int) -> TransformerBl
     else:
         layer, final_norm = _local_layer_spec(**kind), RMSNorm
         if config.emulated_fp8 is not None:
-            _use_emulated_fp8(layer)
+            _use_emulated_fp8(layer, config.num_moe_experts)
     layer.module = PerturbedTransformerLayer
     return TransformerBlockSubmodules(
         layer_specs=[layer] * layers_of_this_stage, layer_norm=final_norm
@@ -74,12 +79,25 @@ def _local_layer_spec(*, qk_layernorm: bool, **kind) -> ModuleSpec:
     return layer
 
 
-def _use_emulated_fp8(layer: ModuleSpec) -> None:
-    """Takes them for attention and for the MLP or every expert; attention's core, norms, router,
-    embedding and head stay as they are."""
-    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
-    if layer.submodules.mlp.module is MoELayer:
+class _EmulatedFp8(LocalSpecProvider):
+    """Megatron's choice of modules, but every linear layer rounds to FP8."""
+
+    def column_parallel_linear(self) -> type:
+        return Fp8ColumnParallelLinear
+
+    def row_parallel_linear(self) -> type:
+        return Fp8RowParallelLinear
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool):
+        linears = MLPSubmodules(linear_fc1=Fp8ColumnParallelLinear, linear_fc2=Fp8RowParallelLinear)
+        return partial(SequentialMLP, submodules=linears)
+
+
+def _use_emulated_fp8(layer: ModuleSpec, experts: int | None) -> None:
+    """The linear layers of attention, and of the MLP or of every expert; attention's core, norms,
+    router, embedding and head stay as they are."""
+    attention = layer.submodules.self_attention.submodules
+    attention.linear_qkv, attention.linear_proj = Fp8ColumnParallelLinear, Fp8RowParallelLinear
+    layer.submodules.mlp = get_mlp_module_spec_for_backend(_EmulatedFp8(), num_experts=experts)
+    if experts is not None:
         layer.submodules.pre_mlp_layernorm = Fp8ExpertsNorm
-        mlp = mlp.experts.submodules
-    attention.linear_qkv, mlp.linear_fc1 = Fp8ColumnParallelLinear, Fp8ColumnParallelLinear
-    attention.linear_proj, mlp.linear_fc2 = Fp8RowParallelLinear, Fp8RowParallelLinear
