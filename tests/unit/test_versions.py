@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from alp_megatron import doctor
+from alp_megatron.commands import doctor
 from alp_megatron.config.yaml_io import read_mapping
 from alp_megatron.runtime.cpu_megatron import MEGATRON_VERSION
 
