@@ -83,8 +83,9 @@ def test_it_equals_transformers(scores, sequences):
 
 
 def test_layouts_agree(scores):
-    assert largest_difference(scores["plain"], scores["tp2"]) < 1e-5
-    assert largest_difference(scores["noise"], scores["noise, tp2"]) < 1e-5
+    # Log-probabilities of some -20 nats, whose fp32 spacing is 2e-6.
+    assert largest_difference(scores["plain"], scores["tp2"]) < 2e-5
+    assert largest_difference(scores["noise"], scores["noise, tp2"]) < 2e-5
 
 
 def test_noise_is_there_and_is_that_of_its_key(scores):
