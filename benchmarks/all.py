@@ -15,7 +15,7 @@ from benchmarks.row import Row, table
 from benchmarks.trainer_throughput import trainer_throughput
 from benchmarks.update_overhead import update_overhead
 from benchmarks.weight_sync import weight_sync
-from tests.distributed.workers import Workers
+from tests.support.workers import Workers
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 

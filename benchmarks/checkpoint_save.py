@@ -8,8 +8,8 @@ from transformers.utils.logging import disable_progress_bar
 from alp_megatron.config.schema import Config
 from benchmarks.row import Row, compare
 from benchmarks.setting import quickstart
-from tests.distributed.workers import Workers
-from tests.models import make_model
+from tests.support.models import make_model
+from tests.support.workers import Workers
 
 # 0.1 B parameters: with the optimizer's states more than a gigabyte, all of it in the page cache.
 SHAPE = dict(

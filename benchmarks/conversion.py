@@ -12,7 +12,7 @@ from alp_megatron.conversion.to_hf import megatron_to_hf
 from alp_megatron.conversion.to_megatron import hf_to_megatron
 from benchmarks.rounds import seconds_by_rounds
 from benchmarks.row import Row, compare
-from tests.conversion.large import MEMORY_LIMIT, make_large_model, run_measured
+from tests.support.large_model import MEMORY_LIMIT, make_large_model, run_measured
 
 ROUNDS = 3
 

@@ -2,7 +2,7 @@
 
 from benchmarks.row import Row, compare
 from benchmarks.setting import mini_batch, quickstart
-from tests.distributed.workers import Workers
+from tests.support.workers import Workers
 
 ROUNDS = 40
 

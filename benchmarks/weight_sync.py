@@ -8,8 +8,8 @@ from transformers.utils.logging import disable_progress_bar
 from alp_megatron.config.schema import Config
 from benchmarks.row import Row, compare
 from benchmarks.setting import quickstart
-from tests.distributed.workers import Workers
-from tests.models import make_model
+from tests.support.models import make_model
+from tests.support.workers import Workers
 
 # The shape of Qwen2.5-0.5B.
 HALF_BILLION = dict(

@@ -43,7 +43,7 @@ def layer_graph_follows_key() -> Found:
     backward pass sums may be made in another order. Never run so far."""
     need("megatron", "transformer_engine", "triton")
     from benchmarks.gpu.models import training_config
-    from tests.distributed.workers import Workers
+    from tests.support.workers import Workers
 
     workers = Workers(1)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
 from alp_megatron.data.trajectory import Trajectory
-from tests.models import make_model
+from tests.support.models import make_model
 
 SHAPES = {
     "0.5B": dict(

@@ -34,7 +34,7 @@ def step(model: str, recipe: str | None) -> Found:
         model_directory,
         training_config,
     )
-    from tests.distributed.workers import Workers
+    from tests.support.workers import Workers
 
     workers = Workers(1)
     try:

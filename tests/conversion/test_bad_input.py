@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alp_megatron.cli import main
-from tests.conversion.trips import to_hf, to_megatron
-from tests.families import SHAPES, make_family_model
-from tests.small_disk import small_disk_at
+from tests.support.models import SHAPES, make_model
+from tests.support.small_disk import small_disk_at
+from tests.support.trips import to_hf, to_megatron
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
@@ -21,7 +21,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 def pristine(tmp_path_factory):
     """A model in several files, and its checkpoint."""
     place = tmp_path_factory.mktemp("pristine")
-    single = make_family_model(place / "single", SHAPES["qwen2"])
+    single = make_model(place / "single", SHAPES["qwen2"])
     converted = to_megatron(single, place / "megatron")
     return to_hf(converted, place / "hf", converted), converted
 

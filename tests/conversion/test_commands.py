@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from tests.conversion.trips import assert_same_weights, to_megatron
-from tests.e2e.runs import BASE_MODEL, REPO
-from tests.families import SHAPES, make_family_model
+from tests.support.models import SHAPES, make_model
+from tests.support.runs import BASE_MODEL, REPO
+from tests.support.trips import assert_same_weights, to_megatron
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO)}
 
@@ -55,7 +55,7 @@ def test_there_and_back(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return make_family_model(tmp_path_factory.mktemp("model"), SHAPES["qwen3_moe"])
+    return make_model(tmp_path_factory.mktemp("model"), SHAPES["qwen3_moe"])
 
 
 @pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
@@ -66,7 +66,7 @@ def test_killed_and_resumed(tmp_path, model, direction):
     out, unbroken = tmp_path / "out", tmp_path / "unbroken"
 
     def arguments(pause, target):
-        slowly = ["-m", "tests.conversion.slowly", pause, direction]
+        slowly = ["-m", "tests.support.slowly", pause, direction]
         return [*slowly, *source, "--out", target, "--workers", "2", "--verify", "off"]
 
     python(REPO, *arguments(0, unbroken))
@@ -106,7 +106,7 @@ def wait_for(values, at_least):
 
 
 def test_a_partial_output_of_another_model_is_not_continued(tmp_path, model):
-    other = make_family_model(tmp_path / "other", SHAPES["qwen3_moe"], seed=1)
+    other = make_model(tmp_path / "other", SHAPES["qwen3_moe"], seed=1)
     partial = tmp_path / ".out.partial"
     (partial / "state").mkdir(parents=True)
     (partial / ".conversion.json").write_text("{}")
@@ -117,7 +117,7 @@ def test_a_partial_output_of_another_model_is_not_continued(tmp_path, model):
 
 def test_interrupted(tmp_path, model):
     """Ctrl-C leaves what is needed to go on, and says no more than that."""
-    arguments = ["-m", "tests.conversion.slowly", "0.3", "hf-to-megatron", "--hf", model]
+    arguments = ["-m", "tests.support.slowly", "0.3", "hf-to-megatron", "--hf", model]
     process = subprocess.Popen(
         [sys.executable, *arguments, "--out", tmp_path / "out", "--workers", "2"],
         cwd=REPO,

@@ -1,47 +1,35 @@
 """Hugging Face -> Megatron in any layout -> Hugging Face is bitwise; the logits are HF's."""
 
 import secrets
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conversion.trips import assert_same_weights, to_hf, to_megatron
-from tests.distributed.layouts import some_sequences
-from tests.distributed.test_families import layout_config, layouts_of
-from tests.families import (
+from tests.support.layouts import layout_config, layouts_of, some_sequences
+from tests.support.models import (
     FAMILIES,
     SHAPES,
     hf_logprobs,
-    make_family_model,
+    make_model,
     random_config,
     write_transformers_4_config,
 )
+from tests.support.trips import assert_same_weights, to_hf, to_megatron
 
 
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
-    """Shape -> (directory, transformers' log-probabilities), made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            directory = make_family_model(tmp_path_factory.mktemp("model"), SHAPES[name])
-            made[name] = directory, hf_logprobs(directory, some_sequences())
-        return made[name]
-
-    return get
-
-
-def trips() -> list[tuple[str, str]]:
-    """A shape of every family in every layout, the others in the two that cut most."""
+def trips() -> list:
+    """Every shape in every layout; by default in the last, which has everything, and a shape of
+    every family also where there are more ranks than key-value heads or than experts."""
     found, seen = [], set()
     for name, shape in SHAPES.items():
-        chosen = list(layouts_of(name))
-        if shape["family"] in seen:
-            chosen = [layout for layout in chosen if layout in ("tp4", "tp4-sp", chosen[-1])]
+        *others, last = layouts_of(name)
+        for layout in (*others, last):
+            cuts = layout in ("tp4", "tp4-sp", "tp2-sp-ep4-dp2") and shape["family"] not in seen
+            default = cuts or layout == last
+            found.append(pytest.param(name, layout, marks=() if default else pytest.mark.slow))
         seen.add(shape["family"])
-        found += [(name, layout) for layout in chosen]
     return found
 
 
@@ -52,7 +40,7 @@ def check_layout(workers, tmp_path: Path, model_dir: str, expected: list, layout
     saved = tmp_path / f"{layout}-saved"
     saved.mkdir()
     ours = workers.run(
-        "tests.conversion.jobs:through_megatron",
+        "tests.support.conversion_jobs:through_megatron",
         config,
         config.runtime.world_size,
         state_dir=str(converted / "state"),
@@ -60,7 +48,7 @@ def check_layout(workers, tmp_path: Path, model_dir: str, expected: list, layout
         sequences=some_sequences(),
     )[0]
     for sample, logprobs in enumerate(expected):
-        torch.testing.assert_close(ours[sample], logprobs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours[sample].double(), logprobs, rtol=0, atol=1e-4)
     back = to_hf(saved, tmp_path / f"{layout}-back", model_dir)
     assert_same_weights(back, model_dir)
 
@@ -74,7 +62,7 @@ def test_round_trip_through_megatron(workers, tmp_path, model_of, name, layout):
 def test_round_trip_without_megatron(tmp_path, model_of, name):
     """Stored in the cuts of one layout and read back as they are, in 16 bits as well."""
     model_dir, _ = model_of(name)
-    half = make_family_model(tmp_path / "half", SHAPES[name], dtype="bfloat16")
+    half = make_model(tmp_path / "half", SHAPES[name], dtype="bfloat16")
     for tensor_parallel in (1, 2, 4):
         for source in (model_dir, half):
             out = tmp_path / f"{Path(source).name}{tensor_parallel}"
@@ -83,6 +71,16 @@ def test_round_trip_without_megatron(tmp_path, model_of, name):
             assert_same_weights(back, source)
 
 
+@pytest.mark.parametrize("name", ["llama tied, scaled", "qwen3_moe"])
+def test_a_config_of_transformers_4(workers, tmp_path, model_of, name):
+    """It has other keys for the rotation and the experts."""
+    directory, expected = model_of(name)
+    model_dir = str(shutil.copytree(directory, tmp_path / "model"))
+    write_transformers_4_config(model_dir)
+    check_layout(workers, tmp_path, model_dir, expected, "tp2-sp")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", (1, 2))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_shapes(workers, tmp_path, family, number):
@@ -90,10 +88,10 @@ def test_random_shapes(workers, tmp_path, family, number):
     seed = secrets.randbelow(10**6)
     shape = random_config(family, seed)
     print(f"random_config({family!r}, {seed}) = {shape}")
-    model_dir = make_family_model(tmp_path / "model", shape, seed=seed)
+    model_dir = make_model(tmp_path / "model", shape, seed=seed)
     if number == 2:
         write_transformers_4_config(model_dir)
-    expected = hf_logprobs(model_dir, some_sequences())
+    expected = [hf_logprobs(model_dir, sequence) for sequence in some_sequences()]
     layouts = next(layouts_of(name) for name in SHAPES if SHAPES[name]["family"] == family)
     layout = list(layouts)[-number]
     check_layout(workers, tmp_path, model_dir, expected, layout)

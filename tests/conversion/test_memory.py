@@ -1,6 +1,6 @@
 """A conversion, verification included, takes a shard and a layer of memory, not the model's."""
 
-from tests.conversion.large import MEMORY_LIMIT, make_large_model, run_measured
+from tests.support.large_model import MEMORY_LIMIT, make_large_model, run_measured
 
 
 def test_memory_of_a_large_conversion(tmp_path):

@@ -18,8 +18,8 @@ from alp_megatron import files
 from alp_megatron.cli import main
 from alp_megatron.conversion import quantize
 from alp_megatron.weights.quantize.codes import quantize_fp8, quantize_fp8_blocks
-from tests.e2e.runs import REPO
-from tests.models import make_model
+from tests.support.models import make_model
+from tests.support.runs import REPO
 
 UP = "model.layers.1.mlp.up_proj.weight"
 E4M3 = torch.float8_e4m3fn
@@ -56,7 +56,7 @@ def made(source, ragged, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("made")
     spoilt = shutil.copytree(source, directory.with_name("spoilt"))
     spoil(spoilt, (2, 3), torch.nan)
-    python("modelopt_job.py", source, ragged, spoilt, directory)
+    python("modelopt_job", source, ragged, spoilt, directory)
     return directory
 
 
@@ -84,10 +84,10 @@ def spoil(model: Path, place, value: float) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
-def python(script: str, *arguments, stdin: str = "") -> str:
-    """The last line that a script beside this one prints."""
+def python(job: str, *arguments, stdin: str = "") -> str:
+    """The last line that a job in tests/support prints."""
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name(script), *arguments],
+        [sys.executable, "-m", f"tests.support.{job}", *arguments],
         env=os.environ | {"PYTHONPATH": str(REPO)},
         input=stdin,
         capture_output=True,
@@ -210,7 +210,7 @@ def check_vllm(source: Path, quantised: Path, *portable: str) -> None:
     """vLLM computes what the codes and scales say."""
     rng = random.Random(0)
     sequences = [[rng.randrange(64) for _ in range(48)] for _ in range(8)]
-    said = python("plain_vllm.py", quantised, *portable, stdin=json.dumps(sequences))
+    said = python("plain_vllm", quantised, *portable, stdin=json.dumps(sequences))
     theirs = np.array(json.loads(said))
     error = np.abs(theirs - hf_scores(source, quantised, sequences)).mean()
     # Its bfloat16 between the layers moves an activation to the neighbouring code now and then.

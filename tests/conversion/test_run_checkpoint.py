@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.conversion.trips import assert_same_weights, to_hf
-from tests.distributed.layouts import config_for, some_trajectories
-from tests.models import make_model
+from tests.support.layouts import config_for, some_trajectories
+from tests.support.models import make_model
+from tests.support.trips import assert_same_weights, to_hf
 
 
 @pytest.mark.parametrize(("layout", "processes"), [("tp2-sp", 2), ("pp2-vpp2", 2)])
@@ -13,7 +13,7 @@ def test_checkpoint_of_a_run(workers, tmp_path, layout, processes):
     model = make_model(tmp_path / "model", tie_word_embeddings=False, vocab_size=61)
     run_dir = tmp_path / "run"
     workers.run(
-        "tests.distributed.jobs:save_then_continue",
+        "tests.support.jobs:save_then_continue",
         config_for(model, layout, trainer={"lr": 1e-3, "use_distributed_optimizer": True}),
         processes,
         run_dir=str(run_dir),

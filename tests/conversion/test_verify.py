@@ -14,8 +14,8 @@ from alp_megatron.conversion.parameters import hf_rows, parameters_of
 from alp_megatron.conversion.verify import LOGPROB_TOLERANCE, Verification
 from alp_megatron.errors import RunError
 from alp_megatron.hf.shape import read_model_shape
-from tests.conversion.trips import to_megatron
-from tests.families import SHAPES, make_family_model
+from tests.support.models import SHAPES, make_model
+from tests.support.trips import to_megatron
 
 SHAPE = SHAPES["qwen3_moe"]
 ALTERED = {
@@ -29,7 +29,7 @@ ALTERED = {
 def converted(tmp_path_factory):
     """A model, its checkpoint, and a copy of the model in which three tensors differ."""
     place = tmp_path_factory.mktemp("verify")
-    model = make_family_model(place / "model", SHAPE)
+    model = make_model(place / "model", SHAPE)
     megatron = to_megatron(model, place / "megatron", tensor_parallel=2)
     altered = shutil.copytree(model, place / "altered")
     tensors = load_file(altered / "model.safetensors")

@@ -9,7 +9,7 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.e2e.runs import (
+from tests.support.runs import (
     BASE_MODEL,
     QUICKSTART,
     QUIET,
@@ -20,7 +20,7 @@ from tests.e2e.runs import (
     the_sentence,
     train_arguments,
 )
-from tests.small_disk import small_disk_at
+from tests.support.small_disk import small_disk_at
 
 TP = "model.tensor_model_parallel_size"
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.e2e.runs import BASE_MODEL, QUICKSTART, REPO, Command, records, run, untimed
+from tests.support.runs import BASE_MODEL, QUICKSTART, REPO, Command, records, run, untimed
 
 SETTINGS = {
     "model.path": str(BASE_MODEL),

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.e2e.runs import QUIET, Command, records, run, the_sentence, train_arguments, untimed
-from tests.small_disk import mount
+from tests.support.runs import QUIET, Command, records, run, the_sentence, train_arguments, untimed
+from tests.support.small_disk import mount
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alp_megatron.weights.verify import SyncError, check_logprobs
-from tests.e2e.runs import QUIET, Command, the_sentence, train_arguments
+from tests.support.runs import QUIET, Command, the_sentence, train_arguments
 
 INJECT = Path(__file__).parent / "inject"
 

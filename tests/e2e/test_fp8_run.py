@@ -3,7 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
-from tests.e2e.runs import QUIET, Command, check_same_steps, records, train_arguments
+from tests.support.runs import QUIET, Command, check_same_steps, records, train_arguments
 
 # A history that is full before the kill, and a step that is made only after the resume.
 FP8 = ["model.fp8.recipe=delayed", "model.fp8.amax_history_len=3", "rollout.quantization=int8"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
 from alp_megatron.learner.checkpoints import damage
-from tests.e2e.runs import QUIET, Command, last_checkpoint, records, train_arguments
+from tests.support.runs import QUIET, Command, last_checkpoint, records, train_arguments
 
 VICTIMS = ["command", "rank 1", "engine", "rank 0"]
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.e2e.runs import (
+from tests.support.runs import (
     QUICKSTART,
     QUIET,
     Command,

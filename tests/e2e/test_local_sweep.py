@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.e2e.runs import QUICKSTART, QUIET, REPO, SMALL, records, run
+from tests.support.runs import QUICKSTART, QUIET, REPO, SMALL, records, run
 
 SWEEP = """
 sweep_dir: {sweep_dir}

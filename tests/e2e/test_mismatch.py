@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from alp_megatron.cli import main
-from tests.e2e.runs import BASE_MODEL, QUICKSTART, SMALL, Command
+from tests.support.runs import BASE_MODEL, QUICKSTART, SMALL, Command
 
 ONE_PROCESS = ["model.tensor_model_parallel_size=1", "model.sequence_parallel=false"]
 KEPT_LAYER = "model.fp8.num_layers_at_start_in_bf16=1"

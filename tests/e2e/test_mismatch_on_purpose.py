@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.runs import QUIET, Command, train_arguments, untimed
+from tests.support.runs import QUIET, Command, train_arguments, untimed
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from alp_megatron.metrics.tokens import TokenRatios
-from tests.e2e.runs import QUICKSTART, QUIET, SMALL, Command, the_sentence, train_arguments
+from tests.support.runs import QUICKSTART, QUIET, SMALL, Command, the_sentence, train_arguments
 
 pytestmark = pytest.mark.slow
 UPDATES = 4

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.runs import QUIET, Command, records, train_arguments
+from tests.support.runs import QUIET, Command, records, train_arguments
 
 pytestmark = pytest.mark.slow
 

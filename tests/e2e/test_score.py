@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from tests.e2e.runs import BASE_MODEL, Command
+from tests.support.runs import BASE_MODEL, Command
 
 FP32 = "model.params_dtype=float32"
 TP2 = ["model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]

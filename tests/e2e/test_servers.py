@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.runs import QUICKSTART, QUIET, Command, records, run, train_arguments
+from tests.support.runs import QUICKSTART, QUIET, Command, records, run, train_arguments
 
 SERVER = ["rollout.engine=server", "rollout.transport=directory"]
 

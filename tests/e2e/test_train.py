@@ -11,9 +11,8 @@ import pytest
 from alp_megatron.config.load import load_config
 from alp_megatron.metrics.keys import envelope_keys, required_keys
 from alp_megatron.metrics.tokens import TokenRatios, mismatch_metrics
-from tests.distributed.layouts import some_trajectories
-from tests.distributed.workers import Workers
-from tests.e2e.runs import (
+from tests.support.layouts import some_trajectories
+from tests.support.runs import (
     BASE_MODEL,
     QUICKSTART,
     QUIET,
@@ -24,6 +23,7 @@ from tests.e2e.runs import (
     run,
     train_arguments,
 )
+from tests.support.workers import Workers
 
 LAYERS = 4
 SAMPLES = 8 * 4  # of one step, see SMALL
@@ -195,7 +195,7 @@ def test_a_synced_engine_equals_a_fresh_one(tmp_path):
     workers = Workers(2)
     try:
         base, once, running, fresh = workers.run(
-            "tests.e2e.jobs:running_and_fresh_scores",
+            "tests.support.sync_jobs:running_and_fresh_scores",
             config,
             2,
             trajectories=trajectories,

@@ -1,8 +1,6 @@
 """Weights from this process's GPU to a real vLLM server on a GPU."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +12,8 @@ if not torch.cuda.is_available():
 from alp_megatron.rollout.server.engine import ServerEngine  # noqa: E402
 from alp_megatron.rollout.server.launch import ServerProcess  # noqa: E402
 from alp_megatron.weights.verify import digest  # noqa: E402
-
-sys.path.append(str(Path(__file__).parents[1] / "rollout"))
-from servers import settings_of  # noqa: E402
-from tiny_qwen2 import hf_logprobs, make_model, weights_of  # noqa: E402
+from tests.support.models import TINY, hf_logprobs, make_model, weights_of  # noqa: E402
+from tests.support.servers import settings_of  # noqa: E402
 
 TOKENS = [2, 3, 4, 9, 11]
 
@@ -37,8 +33,8 @@ def transport_of(name: str):
 @pytest.mark.parametrize("name", ["cuda_ipc", "nccl"])
 def test_an_update_reaches_the_server(tmp_path, name):
     transport, gpu = transport_of(name)
-    old = make_model(tmp_path / "old", tied=False, seed=0)
-    new = make_model(tmp_path / "new", tied=False, seed=1)
+    old = make_model(tmp_path / "old", TINY)
+    new = make_model(tmp_path / "new", TINY, seed=1)
     settings = replace(settings_of(old), device="cuda", gpu_memory_utilization=0.2)
 
     def start(index: int) -> ServerProcess:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from quantized_engines import CASES, MODELS, SEQUENCES, Case, settings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 from alp_megatron.rollout.vllm.arguments import child_environment
-from tests.families import make_family_model
+from tests.support.models import make_model
+from tests.support.quantized_engines import CASES, MODELS, SEQUENCES, Case, settings
+from tests.support.runs import REPO
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("quantized")
     for name, shape in MODELS.items():
         for seed, which in enumerate(("old", "new")):
-            make_family_model(directory / f"{name}-{which}", shape, seed=seed)
+            make_model(directory / f"{name}-{which}", shape, seed=seed)
     return directory
 
 
@@ -31,8 +32,9 @@ def engines(directory):
     environment = child_environment(settings(directory, next(iter(CASES.values()))), os.environ)
     with open(directory / "vllm.log", "w") as log:
         process = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("quantized_engines.py")), str(directory)],
+            [sys.executable, "-m", "tests.support.quantized_engines", str(directory)],
             env=environment,
+            cwd=REPO,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from servers import settings_of
-from tiny_qwen2 import make_model, weights_of
 
 from alp_megatron.rollout.engine import EngineError
 from alp_megatron.rollout.server.engine import ServerEngine
@@ -14,6 +12,8 @@ from alp_megatron.rollout.vllm.engine import VllmEngine
 from alp_megatron.weights.quantize.scheme import scheme_of_model
 from alp_megatron.weights.quantize.stream import quantized
 from alp_megatron.weights.transport.memory import SharedMemory
+from tests.support.models import TINY, make_model, weights_of
+from tests.support.servers import settings_of
 
 SEQUENCES = [[2, 3, 4, 9, 11], [(5 * i) % 64 for i in range(48)]]
 
@@ -21,7 +21,7 @@ SEQUENCES = [[2, 3, 4, 9, 11], [(5 * i) % 64 for i in range(48)]]
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
 def test_equals_the_engine_in_its_own_process(tmp_path, quantization):
-    model = make_model(tmp_path / "model", tied=True, seed=0)
+    model = make_model(tmp_path / "model", TINY)
     settings = replace(settings_of(model), quantization=quantization)
     scheme = scheme_of_model(model, quantization, ())
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_engine import MAX_LEN, SEQUENCES, start
-from tiny_qwen2 import hf_logprobs, make_model, weights_of
 
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
 from alp_megatron.weights.verify import digest
-from tests import shared_memory
+from tests.support import shared_memory
+from tests.support.models import TINY, hf_distributions, hf_logprobs, make_model, weights_of
+from tests.support.runs import REPO
+from tests.support.tiny_engine import MAX_LEN, SEQUENCES, start
 
 PROMPTS = [[2, 3, 4], [7], list(range(5, 25))]
 CASES = {"float32 tied": ("float32", True), "bfloat16 untied": ("bfloat16", False)}
@@ -27,7 +28,7 @@ CASES = {"float32 tied": ("float32", True), "bfloat16 untied": ("bfloat16", Fals
 CLIENT = """
 import json, sys
 from pathlib import Path
-from tiny_engine import SEQUENCES, start
+from tests.support.tiny_engine import SEQUENCES, start
 model_dir, dtype = sys.argv[1:]
 engine = start(model_dir, dtype, Path(model_dir))
 scores = engine.score(SEQUENCES)
@@ -41,12 +42,12 @@ class Case:
 
     def __init__(self, directory: Path, dtype: str, tied: bool):
         self.dtype = dtype
-        self.old = make_model(directory / "old", tied, seed=0)
-        self.new = make_model(directory / "new", tied, seed=1)
+        self.old = make_model(directory / "old", TINY, tie_word_embeddings=tied)
+        self.new = make_model(directory / "new", TINY, tie_word_embeddings=tied, seed=1)
         self.engine = start(self.old, dtype, directory / "old")
         self.client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, self.new, dtype],
-            cwd=Path(__file__).parent,
+            cwd=REPO,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -102,9 +103,9 @@ def spec(**changes) -> SamplingSpec:
     return SamplingSpec(**(defaults | changes))
 
 
-def largest(a: list[float], b: list[float]) -> float:
+def largest(a, b) -> float:
     assert len(a) == len(b) > 0
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+    return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max().item()
 
 
 def test_counts_limits_and_stop_tokens(case):
@@ -157,20 +158,20 @@ def test_greedy_takes_the_likeliest_token(cases):
     (sample,) = case.engine.generate([PROMPTS[0]], spec(n=1, temperature=0))[0]
     for t, token in enumerate(sample.response_ids):
         context = PROMPTS[0] + sample.response_ids[:t]
-        choices = [hf_logprobs(case.old, [*context, other])[-1] for other in range(64)]
-        assert choices.index(max(choices)) == token
-        assert abs(sample.rollout_logprobs[t] - max(choices)) < 1e-4
+        choices = hf_distributions(case.old, context)[-1]
+        assert choices.argmax() == token
+        assert abs(sample.rollout_logprobs[t] - choices.max()) < 1e-4
 
 
 def test_score_equals_transformers(case):
     scores = sum(case.engine.score(SEQUENCES), [])
-    exact = sum((hf_logprobs(case.old, tokens) for tokens in SEQUENCES), [])
+    exact = torch.cat([hf_logprobs(case.old, tokens) for tokens in SEQUENCES])
     if case.dtype == "float32":
         assert largest(scores, exact) < 1e-4
         return
     # As far from the exact values as another implementation's bfloat16 is, and no farther.
-    other = sum((hf_logprobs(case.old, tokens, dtype=torch.bfloat16) for tokens in SEQUENCES), [])
-    ours, theirs = torch.tensor([scores, other]).sub(torch.tensor(exact)).abs().mean(1)
+    other = torch.cat([hf_logprobs(case.old, tokens, dtype="bfloat16") for tokens in SEQUENCES])
+    ours, theirs = ((of - exact).abs().mean() for of in (torch.tensor(scores), other))
     assert 0 < ours < 1.5 * theirs
 
 
@@ -236,7 +237,7 @@ def test_trajectories_keep_tokens_and_number_samples(case):
 
 
 def test_a_model_that_cannot_load_is_reported(tmp_path):
-    make_model(tmp_path, tied=True, seed=0)
+    make_model(tmp_path, TINY)
     (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(EngineError, match="vllm.log"):
         start(str(tmp_path), "float32", tmp_path).wait_ready()

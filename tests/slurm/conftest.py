@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster
+from tests.support.slurm_cluster import SlurmCluster
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import yaml
 from alp_megatron.cli import main
 from alp_megatron.config.layout import world_size
 from alp_megatron.config.load import load_config
-from tests.e2e.runs import QUICKSTART, REPO
-from tests.repository_configs import CONFIGS, RUN_FILES, SWEEP_FILES
-from tests.slurm.commands import launch
+from tests.support.repository_configs import CONFIGS, RUN_FILES, SWEEP_FILES
+from tests.support.runs import QUICKSTART, REPO
+from tests.support.slurm_commands import launch
 
 pytestmark = pytest.mark.slurm
 

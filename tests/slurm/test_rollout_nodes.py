@@ -6,9 +6,9 @@ import signal
 import psutil
 import pytest
 
-from tests.e2e.runs import QUICKSTART, records
-from tests.slurm.commands import TINY, job_of, launch, status_file
-from tests.slurm.runs import go_on, log, until_a_new_checkpoint
+from tests.support.runs import QUICKSTART, records
+from tests.support.slurm_commands import TINY, job_of, launch, status_file
+from tests.support.slurm_runs import go_on, log, until_a_new_checkpoint
 
 pytestmark = pytest.mark.slurm
 

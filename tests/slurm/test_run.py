@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.e2e.runs import QUICKSTART, records
-from tests.slurm.commands import TINY, job_of, launch, status_file
-from tests.slurm.runs import go_on, until_a_new_checkpoint, until_said
+from tests.support.runs import QUICKSTART, records
+from tests.support.slurm_commands import TINY, job_of, launch, status_file
+from tests.support.slurm_runs import go_on, until_a_new_checkpoint, until_said
 
 pytestmark = pytest.mark.slurm
 

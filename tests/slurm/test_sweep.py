@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.e2e.runs import QUICKSTART, REPO, records
-from tests.slurm.commands import TINY, job_of, launch, status_file
+from tests.support.runs import QUICKSTART, REPO, records
+from tests.support.slurm_commands import TINY, job_of, launch, status_file
 
 pytestmark = pytest.mark.slurm
 

@@ -30,7 +30,7 @@ SMALL = [
 
 def loop(workers, run_dir, *overrides, resume=False):
     config = load_config("configs/quickstart.yaml", [f"run_dir={run_dir}", *SMALL, *overrides])
-    result = workers.run("tests.trainer.jobs:loop", config, 1, resume=resume)[0]
+    result = workers.run("tests.support.loop_jobs:loop", config, 1, resume=resume)[0]
     return result, read_metrics(run_dir / "metrics.jsonl")
 
 
