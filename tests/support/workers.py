@@ -4,6 +4,7 @@ Importing torch and Megatron takes seconds, so the processes are started once a 
 job the first `world_size` of them join gloo and Megatron's groups, run it, and leave.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -75,6 +76,8 @@ def _serve(pipe) -> None:
     enable_cpu_megatron()
     from alp_megatron.runtime.mesh import join, leave
 
+    gc.collect()
+    gc.freeze()  # what the imports made need not be walked again
     while True:
         job, config, rank, world_size, port, arguments = pipe.recv()
         os.environ.update(
@@ -89,6 +92,8 @@ def _serve(pipe) -> None:
             module, function = job.split(":")
             result = getattr(importlib.import_module(module), function)(config, place, **arguments)
             leave()
+            # A model refers to itself and to its groups, whose threads would pile up.
+            gc.collect()
             pipe.send((True, result))
         except Exception:
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
