@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.layouts import layout_config, layouts_of, some_sequences
+from tests.support.marks import slow_unless
 from tests.support.models import (
     FAMILIES,
     SHAPES,
@@ -28,7 +29,7 @@ def trips() -> list:
         for layout in (*others, last):
             cuts = layout in ("tp4", "tp4-sp", "tp2-sp-ep4-dp2") and shape["family"] not in seen
             default = cuts or layout == last
-            found.append(pytest.param(name, layout, marks=() if default else pytest.mark.slow))
+            found.append(slow_unless(default, name, layout))
         seen.add(shape["family"])
     return found
 

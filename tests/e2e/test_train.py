@@ -23,9 +23,8 @@ from tests.support.runs import (
     run,
     train_arguments,
 )
-from tests.support.workers import Workers
 
-LAYERS = 4
+LAYERS, STEPS = 4, 2
 SAMPLES = 8 * 4  # of one step, see SMALL
 EVERY_STEP = [
     "trainer.save_interval=1",
@@ -41,10 +40,10 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(directory):
-    """A run of two steps, with every sink on, and its own folder for temporary files."""
+    """A run with every sink on, and its own folder for temporary files."""
     scratch = directory / "scratch"
     scratch.mkdir()
-    arguments = train_arguments(directory / "run", 2, *EVERY_STEP)
+    arguments = train_arguments(directory / "run", STEPS, *EVERY_STEP)
     command = run(directory, *arguments, TMPDIR=str(scratch))
     assert command.process.returncode == 0, command.text()
     return command
@@ -52,17 +51,15 @@ def finished(directory):
 
 @pytest.fixture(scope="module")
 def resumed(finished, directory):
-    """A copy of it, gone on to a third step."""
-    shutil.copytree(directory / "run", directory / "resumed")
-    arguments = train_arguments(directory / "resumed", 3, *EVERY_STEP, *QUIET)
+    """A copy of it as a kill leaves it while the last checkpoint is written, gone on to the end."""
+    run_dir = shutil.copytree(directory / "run", directory / "resumed", symlinks=True)
+    checkpoints = run_dir / "checkpoints"
+    last = checkpoints / f"step_{STEPS:06d}"
+    last.rename(checkpoints / f".{last.name}.partial")
+    (checkpoints / "best").unlink()
+    (run_dir / "report.html").unlink()
+    arguments = train_arguments(run_dir, STEPS, *EVERY_STEP, *QUIET)
     command = run(directory, *arguments, "--resume")
-    assert command.process.returncode == 0, command.text()
-    return command
-
-
-@pytest.fixture(scope="module")
-def unbroken(directory):
-    command = run(directory, *train_arguments(directory / "unbroken", 3, *EVERY_STEP, *QUIET))
     assert command.process.returncode == 0, command.text()
     return command
 
@@ -84,7 +81,7 @@ def test_the_run_directory_holds_what_is_promised(finished, directory):
         "tensorboard",
         "wandb",
     }
-    overrides = [f"run_dir={run_dir}", "trainer.steps=2", *SMALL, *EVERY_STEP]
+    overrides = [f"run_dir={run_dir}", f"trainer.steps={STEPS}", *SMALL, *EVERY_STEP]
     assert load_config(run_dir / "config.yaml") == load_config(REPO / QUICKSTART, overrides)
     assert json.loads((run_dir / "environment.json").read_text())["layout"]["world_size"] == 2
     checkpoints = run_dir / "checkpoints"
@@ -162,18 +159,14 @@ def test_nothing_is_left_running_or_lying_about(finished, directory):
     } == set()
 
 
-def test_a_resumed_run_equals_an_unbroken_one(resumed, unbroken, directory):
-    assert "resumed after step 2" in resumed.out
-    assert len(records(directory / "resumed")) == len(records(directory / "unbroken")) == 3
-    check_same_steps(directory / "resumed", directory / "unbroken")
-    weights = "checkpoints/step_000003/hf/model.safetensors"
-    assert (directory / "resumed" / weights).read_bytes() == (
-        directory / "unbroken" / weights
-    ).read_bytes()
-    rollouts = "rollouts/step_000002.jsonl"
-    assert (directory / "resumed" / rollouts).read_bytes() == (
-        directory / "unbroken" / rollouts
-    ).read_bytes()
+def test_a_resumed_run_equals_an_unbroken_one(resumed, directory):
+    assert "resumed after step 1" in resumed.out
+    ours, unbroken = directory / "resumed", directory / "run"
+    assert len(records(ours)) == len(records(unbroken)) == STEPS
+    check_same_steps(ours, unbroken)
+    for name in ("checkpoints/step_000002/hf/model.safetensors", "rollouts/step_000001.jsonl"):
+        assert (ours / name).read_bytes() == (unbroken / name).read_bytes()
+    assert (ours / "report.html").exists() and not list(ours.glob("checkpoints/.*"))
 
 
 def test_the_export_can_be_evaluated(finished, directory):
@@ -187,22 +180,19 @@ def test_the_export_can_be_evaluated(finished, directory):
     command.check_nothing_is_left(seconds=5)
 
 
-def test_a_synced_engine_equals_a_fresh_one(tmp_path):
+@pytest.mark.slow  # the default tests show it of each half: trainer/test_loop, rollout
+def test_a_synced_engine_equals_a_fresh_one(workers, tmp_path):
     overrides = [*SMALL, "trainer.lr=1e-3", "trainer.lr_warmup_steps=0"]
     config = load_config(REPO / QUICKSTART, [*overrides, f"model.path={BASE_MODEL}"])
     trajectories = some_trajectories()
     sequences = [t.prompt_ids + t.response_ids for t in trajectories]
-    workers = Workers(2)
-    try:
-        base, once, running, fresh = workers.run(
-            "tests.support.sync_jobs:running_and_fresh_scores",
-            config,
-            2,
-            trajectories=trajectories,
-            sequences=sequences,
-            directory=str(tmp_path),
-        )[0]
-    finally:
-        workers.close()
+    base, once, running, fresh = workers.run(
+        "tests.support.sync_jobs:running_and_fresh_scores",
+        config,
+        2,
+        trajectories=trajectories,
+        sequences=sequences,
+        directory=str(tmp_path),
+    )[0]
     assert base != once != running
     assert fresh == running

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.layouts import layout_config, layouts_of, some_sequences, some_trajectories
+from tests.support.marks import slow_unless
 from tests.support.models import FAMILIES, SHAPES
 
 JOBS = "tests.support.jobs:"
@@ -22,7 +23,7 @@ def in_layouts() -> list:
         *others, last = layouts_of(name)
         for layout in (*others, last):
             default = layout in ("one", "tp4", "tp4-sp", last)
-            found.append(pytest.param(name, layout, marks=() if default else pytest.mark.slow))
+            found.append(slow_unless(default, name, layout))
     return found
 
 

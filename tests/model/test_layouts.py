@@ -11,6 +11,7 @@ from tests.support.layouts import (
     some_sequences,
     some_trajectories,
 )
+from tests.support.marks import slow
 
 JOBS = "tests.support.jobs:"
 
@@ -110,14 +111,7 @@ def trained(workers, tied_model):
     return lambda layout: (weights(layout), alone)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "tp2-sp-dp2",
-        "pp2-vpp2",
-        *(pytest.param(of, marks=pytest.mark.slow) for of in ("tp2-sp", "dp2")),
-    ],
-)
+@pytest.mark.parametrize("layout", ["tp2-sp-dp2", "pp2-vpp2", slow("tp2-sp"), slow("dp2")])
 def test_weights_after_updates_agree_with_the_distributed_optimizer(trained, layout):
     ours, expected = trained(layout)
     for name, tensor in expected.items():

@@ -5,6 +5,7 @@ import pytest
 from alp_megatron.config.methods import METHODS, with_method_defaults
 from alp_megatron.config.schema import ObjectiveConfig
 from tests.support.layouts import config_for, processes_of, some_trajectories
+from tests.support.marks import slow
 
 JOBS = "tests.support.jobs:"
 
@@ -55,7 +56,9 @@ def test_the_objectives_differ_and_reject(alone):
         assert 0 < record["correction/rejected_tokens"] < 1
 
 
-@pytest.mark.parametrize("layout", ["micro-batch-1", "micro-batch-4", "unpacked", "dp2", "tp2-sp"])
+@pytest.mark.parametrize(
+    "layout", ["micro-batch-1", "dp2", slow("micro-batch-4"), slow("unpacked"), slow("tp2-sp")]
+)
 def test_no_metric_depends_on_the_layout(workers, tied_model, alone, layout):
     ours = step_records(workers, tied_model, layout)
     for made, record, expected in zip(OBJECTIVES, ours, alone, strict=True):

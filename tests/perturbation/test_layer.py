@@ -1,34 +1,18 @@
-"""PerturbedTransformerLayer, inside one spawned process: the CPU patches change torch globally."""
+"""PerturbedTransformerLayer, in a training process: the CPU patches change torch globally."""
 
-import tempfile
-
+import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from alp_megatron.config.schema import PerturbationConfig
 from alp_megatron.perturbation import NoiseKey, NoiseRows, gaussian
+from tests.support.layouts import config_for
 
 KEY, ROWS, HIDDEN = NoiseKey(3, 1, 0), 12, 32
 
 
-def test_layer():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_check_layer, (f"{folder}/store",), nprocs=1)
-
-
-def _check_layer(rank, store):
-    from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
-
-    enable_cpu_megatron()
-    from megatron.core import parallel_state
-
-    dist.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    _noise_enters_where_it_should()
-    _parameter_stays_fp32_and_loads_when_absent()
-    _parameter_is_saved()
-    dist.destroy_process_group()
+@pytest.mark.parametrize("check", ["noise_enters", "parameter_stays_fp32", "parameter_is_saved"])
+def test_layer(workers, check):
+    workers.run(f"{__name__}:{check}", config_for("no model"), 1)
 
 
 def _layer(perturbation):
@@ -62,7 +46,7 @@ def _run(layer, hidden, noise):
     return layer(hidden_states=hidden, attention_mask=None, packed_seq_params=params)[0]
 
 
-def _noise_enters_where_it_should():
+def noise_enters(config, rank):
     hidden = torch.randn(ROWS, 1, HIDDEN)
     ids, positions = torch.full((ROWS,), 9), torch.arange(ROWS)
 
@@ -88,7 +72,8 @@ def _noise_enters_where_it_should():
         assert torch.equal(_run(_layer(off), hidden, noise()), plain)
 
 
-def _parameter_stays_fp32_and_loads_when_absent():
+def parameter_stays_fp32(config, rank):
+    """And stays what it is where a state has none."""
     layer = _layer(PerturbationConfig())
     with torch.no_grad():
         layer.log_sigma_scale.fill_(0.1234567)
@@ -104,7 +89,7 @@ def _parameter_stays_fp32_and_loads_when_absent():
     assert not _layer(PerturbationConfig(learnable=False)).log_sigma_scale.requires_grad
 
 
-def _parameter_is_saved():
+def parameter_is_saved(config, rank):
     sharded = _layer(PerturbationConfig()).sharded_state_dict(prefix="decoder.layers.1.")
     entry = sharded["decoder.layers.1.log_sigma_scale"]
     assert entry.global_shape == (1,) and entry.dtype == torch.float32

@@ -1,10 +1,12 @@
-"""The envelope and the mismatch matrix, from log-probabilities that are given."""
+"""The mismatch matrix from log-probabilities that are given, and what the command refuses."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from alp_megatron.cli import main
 from alp_megatron.metrics.envelope import envelope_bins, envelope_width
 from alp_megatron.studies.mismatch.table import (
     HEADERS,
@@ -14,6 +16,7 @@ from alp_megatron.studies.mismatch.table import (
     markdown_table,
     text_table,
 )
+from tests.support.runs import QUICKSTART
 
 UNABLE = "no kernel on this machine"
 
@@ -102,3 +105,46 @@ def test_tables(rows):
 def test_tables_where_no_engine_ran():
     rows = compare({"fp32": -np.ones(3)}, {"fp8": UNABLE})
     assert UNABLE in text_table(rows) and UNABLE in markdown_table(rows)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    def sentence(*arguments, out="matrix.md") -> str:
+        before = sorted(tmp_path.iterdir())
+        assert main(["mismatch", QUICKSTART, "--out", str(tmp_path / out), *arguments]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+        assert sorted(tmp_path.iterdir()) == before
+        return said.err
+
+    return sentence
+
+
+def test_unknown_quantization(refused):
+    assert "'int3': use some of none, int8, fp8" in refused("--quantizations", "none,int3")
+
+
+def test_unknown_trainer(refused):
+    assert "'fp4': use some of float32, bfloat16, fp8_delayed" in refused("--trainers", "fp4")
+
+
+def test_a_recipe_that_the_model_cannot_take(refused):
+    kept = "model.fp8.num_layers_at_start_in_bf16=1"
+    said = refused("--trainers", "fp8_mxfp8", "model.fp8.recipe=delayed", kept)
+    assert f"{kept}: the delayed recipe has no layers" in said
+
+
+def test_no_such_directory(refused):
+    assert "its directory does not exist" in refused(out="gone/matrix.md")
+
+
+def test_ignored_layer_that_is_not_there(refused):
+    assert "'*.o_prog'" in refused("rollout.quantization_ignore=['*.o_prog']")
+
+
+@pytest.mark.parametrize("length", [0, 3, "1", True])
+def test_prompt_length(refused, tmp_path, length):
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text(json.dumps({"sample_id": 4, "input_ids": [5, 6, 7], "prompt_length": length}))
+    said = refused("--tokens", str(tokens))
+    assert "prompt_length of sample 4 must be from 1 to" in said

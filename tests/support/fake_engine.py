@@ -2,6 +2,8 @@
 
 import random
 
+import torch
+
 from alp_megatron.data.trajectory import Trajectory
 from alp_megatron.weights.verify import Digests
 
@@ -13,10 +15,12 @@ class FakeEngine:
 
     Attributes:
         versions: of the weights it was sent, in order.
+        received: name -> fingerprint of the last ones.
+        spoilt: the name of a tensor that arrives with a bit changed, if one does.
     """
 
-    def __init__(self):
-        self.versions = []
+    def __init__(self, spoilt=None):
+        self.versions, self.received, self.spoilt = [], {}, spoilt
 
     def wait_ready(self):
         pass
@@ -39,9 +43,14 @@ class FakeEngine:
 
     def update_weights(self, tensors, version, digests=False):
         received = Digests()
-        for _ in received.record(tensors):
-            pass
+        for name, tensor in tensors:
+            if name == self.spoilt:
+                tensor = tensor.clone()
+                tensor.view(-1)[-1:].view(torch.uint8)[0] ^= 1
+            for _ in received.record([(name, tensor)]):
+                pass
         self.versions.append(version)
+        self.received = received.of
         return received.of
 
     def close(self):

@@ -22,10 +22,13 @@ from benchmarks.gpu.graph_jobs import layer_calls
 from tests.support.layouts import KEY, NUM_SAMPLES
 
 
-def logprobs(config, rank, sequences: list[list[int]], key: NoiseKey | None = None) -> dict:
-    """{sample_id: log-probabilities} as every rank has them."""
+def logprobs(
+    config, rank, sequences: list[list[int]] | dict[int, list[int]], key: NoiseKey | None = None
+) -> dict:
+    """{sample_id: log-probabilities} as every rank has them; a list's samples are its indices."""
     learner = Learner(config, rank.device, training=False)
-    samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in enumerate(sequences)]
+    of_samples = sequences if isinstance(sequences, dict) else dict(enumerate(sequences))
+    samples = [Sequence(i, tokens, first_predicted=1) for i, tokens in of_samples.items()]
     return token_logprobs(learner, samples, key=key)
 
 

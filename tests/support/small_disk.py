@@ -1,6 +1,7 @@
 """A file system that is soon full."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,12 @@ def small_disk_at(place: Path, size: str) -> Iterator[Path]:
     mount("-t", "tmpfs", "-o", f"size={size}", "none", place)
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path, leaving: int) -> None:
+    """Leaves so many bytes free."""
+    free = shutil.disk_usage(disk).free
+    (disk / "filling").write_bytes(bytes(max(0, free - leaving)))
 
 
 def mount(*words: str | Path) -> None:

@@ -1,13 +1,19 @@
 """The real loop and learner around a fake rollout engine, in one process."""
 
 import json
+import re
 
 import pytest
+from safetensors.torch import load_file
 
 from alp_megatron.config.load import load_config
 from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.learner.checkpoints import damage
 from alp_megatron.metrics.keys import envelope_keys, required_keys
 from alp_megatron.metrics.recorder import read_metrics
+from alp_megatron.weights.verify import digest
+from tests.support.runs import BASE_MODEL, QUICKSTART, REPO
+from tests.support.small_disk import small_disk_at
 
 STEPS = 4
 SAMPLES = 4  # of a step
@@ -28,9 +34,17 @@ SMALL = [
 ]
 
 
+JOBS = "tests.support.loop_jobs:"
+
+
+def config_of(run_dir, *overrides):
+    overrides = [f"run_dir={run_dir}", f"model.path={BASE_MODEL}", *SMALL, *overrides]
+    return load_config(REPO / QUICKSTART, overrides)
+
+
 def loop(workers, run_dir, *overrides, resume=False):
-    config = load_config("configs/quickstart.yaml", [f"run_dir={run_dir}", *SMALL, *overrides])
-    result = workers.run("tests.support.loop_jobs:loop", config, 1, resume=resume)[0]
+    config = config_of(run_dir, *overrides)
+    result = workers.run(JOBS + "loop", config, 1, resume=resume)[0]
     return result, read_metrics(run_dir / "metrics.jsonl")
 
 
@@ -57,6 +71,14 @@ def test_every_step_updates_syncs_and_is_recorded(whole):
     assert any(record["grad_norm"] > 0 for record in records)
     assert set(envelope_keys()) <= records[-1].keys() and not {*envelope_keys()} & records[0].keys()
     assert (run_dir / "checkpoints" / f"step_{STEPS:06d}").is_dir()
+
+
+def test_the_engine_has_the_weights_of_the_last_step(whole):
+    run_dir, result, _ = whole
+    export = load_file(run_dir / "checkpoints" / f"step_{STEPS:06d}" / "hf" / "model.safetensors")
+    assert result["sent"] == {name: digest(tensor) for name, tensor in export.items()}
+    base = load_file(BASE_MODEL / "model.safetensors")
+    assert all(digest(base[name]) != sent for name, sent in result["sent"].items())
 
 
 def test_rollouts_on_disk_are_trajectories_numbered_through_the_run(whole):
@@ -95,3 +117,39 @@ def test_a_lagging_engine_samples_with_older_weights(workers, tmp_path):
     (stopped / "stop").touch()
     result, records = loop(workers, stopped, lagging)
     assert not result["ended"] and len(records) == 2 and result["versions"] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        # The lowest bit of an fp32 parameter: the cast to the rollout's bf16 would hide it.
+        ({"parameter": "decoder.layers.2.mlp.linear_fc2.weight"}, "layers.2.mlp.down_proj.weight"),
+        (
+            {"parameter": "decoder.layers.3.self_attention.linear_proj.weight", "bit": 31},
+            "layers.3.self_attn.o_proj.weight",
+        ),
+        ({"tensor": "model.layers.1.self_attn.k_proj.bias"}, "layers.1.self_attn.k_proj.bias"),
+    ],
+    ids=["lowest bit", "sign", "on its way"],
+)
+def test_the_first_sync_names_the_tensor(workers, tmp_path, fault, named):
+    config = config_of(tmp_path / "run")
+    (said,) = workers.run(JOBS + "sentence_of_first_sync", config, 1, **fault)
+    assert f"tensor model.{named} " in said
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_disk_that_is_full_after_some_steps(workers, whole, tmp_path):
+    """The last checkpoint and all steps before are whole; what was begun is gone."""
+    written = whole[0] / "checkpoints" / f"step_{STEPS:06d}"
+    nbytes = sum(path.stat().st_size for path in written.rglob("*"))
+    with small_disk_at(tmp_path / "disk", str(2 * nbytes)) as disk:
+        run_dir = disk / "run"
+        config = config_of(run_dir, "trainer.save_interval=1", "trainer.keep_checkpoints=3")
+        (said,) = workers.run(JOBS + "sentence_at_the_end", config, 1)
+        assert re.search(r"it needs [\d.]+ MB, [\d.]+ MB are free", said), said
+        assert "free some space" in said and "--resume" in said
+        steps = [record["step"] for record in read_metrics(run_dir / "metrics.jsonl")]
+        assert steps == list(range(len(steps))) and len(steps) >= 2
+        (last,) = run_dir.glob("checkpoints/step_*")
+        assert damage(last) is None and not list(run_dir.rglob("*.partial"))

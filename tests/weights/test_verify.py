@@ -18,6 +18,7 @@ from alp_megatron.weights.verify import (
     SyncError,
     check_against_checkpoint,
     check_codes_against_checkpoint,
+    check_logprobs,
     check_rounded_against_checkpoint,
     check_same_tensors,
     check_version,
@@ -244,3 +245,15 @@ def test_one_element_is_enough():
     exported[17, 300] = float("nan")
     with pytest.raises(SyncError, match=NAME):
         check(exported)
+
+
+def test_the_gate_is_on_the_mean():
+    trainer = [[-1.0] * 50, [-2.0] * 49 + [-4.0]]
+    one_token = [[-1.0] * 50, [-2.0] * 50]
+    agreement = check_logprobs(trainer, one_token, limit=0.05)
+    assert agreement["mean_abs_diff"] == pytest.approx(0.02)
+    assert agreement["max_abs_diff"] == 2
+    assert agreement["k3"] == pytest.approx((2.718281828**-2 + 2 - 1) / 100)
+    for wrong in (-1.1, float("nan")):
+        with pytest.raises(SyncError, match="gate_mean_abs_diff"):
+            check_logprobs(trainer, [[wrong] * 50, [-2.0] * 50], limit=0.02)
