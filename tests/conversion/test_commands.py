@@ -9,8 +9,10 @@ import time
 import psutil
 import pytest
 
+from alp_megatron.cli import main
 from tests.support.models import SHAPES, make_model
 from tests.support.runs import BASE_MODEL, REPO
+from tests.support.slow_conversion import PIECE_BYTES, TASK_ELEMENTS
 from tests.support.trips import assert_same_weights, to_megatron
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO)}
@@ -59,21 +61,25 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("direction", ["hf-to-megatron", "megatron-to-hf"])
-def test_killed_and_resumed(tmp_path, model, direction):
+def test_killed_and_resumed(tmp_path, model, direction, capsys, monkeypatch):
     """What is done before the kill is kept, and the whole has the bytes of an unbroken run."""
     converted = to_megatron(model, tmp_path / "converted")
     source = ["--hf", model] if direction == "hf-to-megatron" else ["--megatron", converted]
     out, unbroken = tmp_path / "out", tmp_path / "unbroken"
 
-    def arguments(pause, target):
-        slowly = ["-m", "tests.support.slowly", pause, direction]
-        return [*slowly, *source, "--out", target, "--workers", "2", "--verify", "off"]
+    def arguments(target):
+        return [direction, *source, "--out", str(target), "--workers", "2", "--verify", "off"]
 
-    python(REPO, *arguments(0, unbroken))
+    def to_the_end(target) -> str:
+        assert main(["convert", *map(str, arguments(target))]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("alp_megatron.conversion.to_megatron.PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr("alp_megatron.conversion.to_hf.TASK_ELEMENTS", TASK_ELEMENTS)
+    to_the_end(unbroken)
     partial = tmp_path / ".out.partial"
-    process = subprocess.Popen(
-        [sys.executable, *map(str, arguments(0.3, out))], cwd=REPO, env=ENVIRONMENT
-    )
+    slowly = [sys.executable, "-m", "tests.support.slow_conversion", "0.3"]
+    process = subprocess.Popen([*slowly, *map(str, arguments(out))], cwd=REPO, env=ENVIRONMENT)
     wait_for(lambda: marks(partial), at_least=3)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -82,7 +88,7 @@ def test_killed_and_resumed(tmp_path, model, direction):
     assert not any(child.is_running() for child in children)
     assert not out.exists()
     times = {path.name: path.stat().st_mtime_ns for path in whole_pieces(partial)}
-    assert "going on with" in python(REPO, *arguments(0, out))
+    assert "going on with" in to_the_end(out)
     assert files_of(out) == files_of(unbroken)
     assert {name: (out / "state" / name).stat().st_mtime_ns for name in times} == times
 
@@ -117,7 +123,7 @@ def test_a_partial_output_of_another_model_is_not_continued(tmp_path, model):
 
 def test_interrupted(tmp_path, model):
     """Ctrl-C leaves what is needed to go on, and says no more than that."""
-    arguments = ["-m", "tests.support.slowly", "0.3", "hf-to-megatron", "--hf", model]
+    arguments = ["-m", "tests.support.slow_conversion", "0.3", "hf-to-megatron", "--hf", model]
     process = subprocess.Popen(
         [sys.executable, *arguments, "--out", tmp_path / "out", "--workers", "2"],
         cwd=REPO,

@@ -1,8 +1,11 @@
 """A conversion, verification included, takes a shard and a layer of memory, not the model's."""
 
+import pytest
+
 from tests.support.large_model import MEMORY_LIMIT, make_large_model, run_measured
 
 
+@pytest.mark.slow
 def test_memory_of_a_large_conversion(tmp_path):
     model = make_large_model(tmp_path)
     megatron, hf = tmp_path / "megatron", tmp_path / "hf"

@@ -3,19 +3,20 @@
 import pytest
 
 from tests.support.layouts import config_for, some_trajectories
+from tests.support.marks import slow
 from tests.support.models import make_model
 from tests.support.trips import assert_same_weights, to_hf
 
 
-@pytest.mark.parametrize(("layout", "processes"), [("tp2-sp", 2), ("pp2-vpp2", 2)])
-def test_checkpoint_of_a_run(workers, tmp_path, layout, processes):
+@pytest.mark.parametrize("layout", ["tp2-sp", slow("pp2-vpp2")])
+def test_checkpoint_of_a_run(workers, tmp_path, layout):
     """The same bits as the run's own export, which went over the processes instead."""
     model = make_model(tmp_path / "model", tie_word_embeddings=False, vocab_size=61)
     run_dir = tmp_path / "run"
     workers.run(
         "tests.support.jobs:save_then_continue",
         config_for(model, layout, trainer={"lr": 1e-3, "use_distributed_optimizer": True}),
-        processes,
+        2,
         run_dir=str(run_dir),
         trajectories=some_trajectories(),
     )

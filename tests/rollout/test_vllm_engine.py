@@ -16,6 +16,7 @@ from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineDied, EngineError, SamplingSpec
 from alp_megatron.weights.verify import digest
 from tests.support import shared_memory
+from tests.support.marks import slow
 from tests.support.models import TINY, hf_distributions, hf_logprobs, make_model, weights_of
 from tests.support.runs import REPO
 from tests.support.tiny_engine import MAX_LEN, SEQUENCES, start
@@ -73,29 +74,28 @@ TORCHRUN = {
 }
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
+# Engines in bfloat16 are also those of the runs in e2e and of the quantised ones.
+@pytest.fixture(scope="module", params=["float32 tied", slow("bfloat16 untied")])
+def started(tmp_path_factory, request):
     before = shared_memory.names()
-    made = {}
+    case = None
     try:
         with pytest.MonkeyPatch.context() as environment:
             for key, value in TORCHRUN.items():
                 environment.setenv(key, value)
-            for name, arguments in CASES.items():
-                made[name] = Case(tmp_path_factory.mktemp("engine"), *arguments)
-        yield made
+            case = Case(tmp_path_factory.mktemp("engine"), *CASES[request.param])
+        yield case
     finally:
-        for case in made.values():
+        if case:
             case.close()
     assert not shared_memory.lost(before)
 
 
-@pytest.fixture(params=CASES)
-def case(cases, request):
+@pytest.fixture
+def case(started):
     """The engine holds the old weights at the start of each test."""
-    case = cases[request.param]
-    case.engine.update_weights(weights_of(case.old).items(), version=0)
-    return case
+    started.engine.update_weights(weights_of(started.old).items(), version=0)
+    return started
 
 
 def spec(**changes) -> SamplingSpec:
@@ -141,20 +141,19 @@ def test_the_seed_decides_the_samples(case):
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
-def test_sampled_logprobs_are_at_the_sampling_temperature(cases, temperature):
-    case = cases["float32 tied"]
-    case.engine.update_weights(weights_of(case.old).items(), version=0)
+def test_sampled_logprobs_are_at_the_sampling_temperature(case, temperature):
+    tolerance = 1e-4 if case.dtype == "float32" else 0.2
     for prompt, samples in zip(
         PROMPTS, case.engine.generate(PROMPTS, spec(temperature=temperature)), strict=True
     ):
         for sample in samples:
             expected = hf_logprobs(case.old, prompt + sample.response_ids, temperature)
-            assert largest(sample.rollout_logprobs, expected[len(prompt) - 1 :]) < 1e-4
+            assert largest(sample.rollout_logprobs, expected[len(prompt) - 1 :]) < tolerance
 
 
-def test_greedy_takes_the_likeliest_token(cases):
-    case = cases["float32 tied"]
-    case.engine.update_weights(weights_of(case.old).items(), version=0)
+def test_greedy_takes_the_likeliest_token(case):
+    if case.dtype != "float32":
+        pytest.skip("another implementation in bfloat16 may take the next to likeliest")
     (sample,) = case.engine.generate([PROMPTS[0]], spec(n=1, temperature=0))[0]
     for t, token in enumerate(sample.response_ids):
         context = PROMPTS[0] + sample.response_ids[:t]
@@ -211,8 +210,7 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
     ],
     ids=["missing", "unknown", "repeated", "shape"],
 )
-def test_a_spoilt_update_names_the_tensor_and_a_whole_one_mends(cases, spoil, message):
-    case = cases["bfloat16 untied"]
+def test_a_spoilt_update_names_the_tensor_and_a_whole_one_mends(case, spoil, message):
     weights = list(weights_of(case.old).items())
     case.engine.update_weights(weights, version=1)
     expected = case.engine.score(SEQUENCES)
@@ -260,9 +258,8 @@ def test_killing_the_client_ends_its_engine(case):
     assert not alive(engine)
 
 
-def test_a_killed_engine_is_reported_with_its_log(cases):
+def test_a_killed_engine_is_reported_with_its_log(case):
     """Last: it uses up an engine."""
-    case = cases["float32 tied"]
     with open(Path(case.old) / "vllm.log", "a") as log:
         log.write("the last words\n")
     os.kill(case.engine.pid, signal.SIGINT)  # Ctrl-C at the console: it must not mind

@@ -1,4 +1,4 @@
-"""`python -m tests.support.quantized_engines DIRECTORY`: engines updated in place and fresh ones.
+"""`python -m tests.support.quantized_engines DIRECTORY CASE...`: engines, updated and fresh.
 
 Prints one JSON object {case: {before, after, again, fresh, sent, received}}: scores of SEQUENCES by
 an engine that was given the old weights and then the new ones, twice; by an engine started from
@@ -159,4 +159,4 @@ KEPT: list = []
 if __name__ == "__main__":
     gc.disable()
     directory = Path(sys.argv[1])
-    print(json.dumps({name: run(directory, case) for name, case in CASES.items()}))
+    print(json.dumps({name: run(directory, CASES[name]) for name in sys.argv[2:]}))
