@@ -10,7 +10,6 @@ import logging
 from importlib.metadata import version
 
 import torch
-import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 MEGATRON_VERSION = "0.19.2"
@@ -29,14 +28,13 @@ def enable_cpu_megatron() -> None:
         )
     torch.cuda._alp_cpu_megatron = True
     _patch_torch_cuda()
-    _patch_gloo_scatter()
     _patch_rng()
     _patch_moe()
     _patch_distributed_optimizer()
 
 
 class _NoStream:
-    """Stands in for torch.cuda.Stream and Event, which Megatron uses as classes and in hints."""
+    """Stands in for torch.cuda.Stream, which Megatron also uses as a class and in hints."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -49,12 +47,6 @@ class _NoStream:
 
     def __exit__(self, *exc):
         return False
-
-    def query(self):
-        return True
-
-    def elapsed_time(self, other):
-        return 0.0
 
     def record_event(self, event=None):
         return event if event is not None else _NoStream()
@@ -93,40 +85,19 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 
 def _patch_torch_cuda() -> None:
-    """Device queries, streams and RNG calls that Megatron makes unconditionally.
+    """Device queries, streams and RNG calls that Megatron makes unconditionally: the current
+    device in embeddings and linear layers, streams in gradient buffers and the MoE dispatcher.
 
     Each name gets a function of its own: torch's compiler refuses one object under two names.
     """
     cuda = torch.cuda
     cuda.current_device = lambda: CPU
-    cuda.synchronize = lambda *a, **k: None
-    cuda.empty_cache = lambda *a, **k: None
-    cuda.set_device = lambda *a, **k: None
-    cuda.nvtx.range_push = lambda *a, **k: None
-    cuda.nvtx.range_pop = lambda *a, **k: None
-    cuda.is_current_stream_capturing = lambda: False
     cuda.Stream = _NoStream
-    cuda.Event = _NoStream
     cuda.stream = lambda *a, **k: _NoStream()
     cuda.current_stream = lambda *a, **k: _NoStream()
-    cuda.default_stream = lambda *a, **k: _NoStream()
     cuda.get_rng_state = lambda *a, **k: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, *a, **k: torch.set_rng_state(state)
     cuda.manual_seed = lambda seed: torch.manual_seed(seed)
-    torch.nn.Module.cuda = lambda self, *a, **k: self
     _CudaMeansCpu().__enter__()
-
-
-def _patch_gloo_scatter() -> None:
-    """gloo's scatter reads non-contiguous inputs as if they were contiguous (torch 2.13)."""
-    scatter = dist.scatter
-
-    def contiguous_scatter(tensor, scatter_list=None, *args, **kwargs):
-        if scatter_list:
-            scatter_list = [t.contiguous() for t in scatter_list]
-        return scatter(tensor, scatter_list, *args, **kwargs)
-
-    dist.scatter = contiguous_scatter
 
 
 def _patch_rng() -> None:
@@ -139,43 +110,35 @@ def _patch_rng() -> None:
 
 
 def _patch_moe() -> None:
-    """A name defined only with Transformer Engine, and a copy that converts CUDA tensors only."""
-    moe_utils = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    """Megatron makes numpy arrays of the tokens' counts only where it also copies them from CUDA,
+    but needs them in any case."""
     dispatcher = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
 
     def to_cpu(tensor, as_numpy=False, record_stream=False):
         return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
-    moe_utils.maybe_move_tensor_to_cpu = dispatcher.maybe_move_tensor_to_cpu = to_cpu
+    dispatcher.maybe_move_tensor_to_cpu = to_cpu
 
 
 def _patch_distributed_optimizer() -> None:
     """Without TE or apex the inner optimizer is torch's AdamW, whose state has a `step` tensor.
 
-    Checkpoint code treats every state as shaped like the parameter, writes into leaves that
-    require grad, and after a load lets all parameters share one `step` tensor, which then
-    counts once for each of them.
+    Checkpoint code looks for a step beside each parameter's moments, or takes that of the new
+    optimizer, and after a load lets all parameters share one `step` tensor, which then counts
+    once for each of them (docs/upstream.md).
     """
     module = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
     cls = module.DistributedOptimizer
-    get_states = cls._get_main_param_and_optimizer_states
     load_state_dict = cls.load_state_dict
-
-    def get_without_step(self, model_param):
-        states = dict(get_states(self, model_param))
-        states.pop("step", None)
-        return states
 
     def set_under_no_grad(self, model_param, tensors):
         group, order = self.model_param_group_index_map[model_param]
         main_param = self.optimizer.param_groups[group]["params"][order]
         targets = {"param": main_param, **self.optimizer.state[main_param]}
+        targets.pop("step", None)
         with torch.no_grad():
             for name, target in targets.items():
-                if name in tensors:
-                    target.copy_(tensors[name])
+                target.copy_(tensors[name])
 
     def load_with_own_steps(self, state_dict):
         load_state_dict(self, state_dict)
@@ -183,6 +146,5 @@ def _patch_distributed_optimizer() -> None:
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
 
-    cls._get_main_param_and_optimizer_states = get_without_step
     cls._set_main_param_and_optimizer_states = set_under_no_grad
     cls.load_state_dict = load_with_own_steps

@@ -15,6 +15,7 @@ from alp_megatron.runtime.launcher import LOST_PEER, PARENT_VARIABLE, die_with_p
 _TOO_LOUD = (
     "megatron.core.models.gpt.gpt_model",
     "megatron.core.distributed.distributed_data_parallel",
+    "megatron.core.dist_checkpointing.strategies.common",
     "torch.utils.cpp_extension",
 )
 
@@ -37,11 +38,13 @@ def run_process(config: Config, job, *arguments) -> int:
     # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
     warnings.filterwarnings("ignore", module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
     warnings.filterwarnings("ignore", message="Please use DTensor instead")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
-    # Megatron-Core 0.19 calls its GPTModel deprecated at each start, and computes itself a layout
-    # that it would be given; torch misses a GPU on machines that have CUDA's compiler.
+    # Megatron-Core 0.19 calls its GPTModel deprecated at each start and the checkpoints of 0.16 at
+    # each load, and computes itself a layout that it would rather be given; torch misses a GPU on
+    # machines that have CUDA's compiler.
     for name in _TOO_LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
     enable_cpu_megatron()

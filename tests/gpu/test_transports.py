@@ -33,8 +33,8 @@ def transport_of(name: str):
 @pytest.mark.parametrize("name", ["cuda_ipc", "nccl"])
 def test_an_update_reaches_the_server(tmp_path, name):
     transport, gpu = transport_of(name)
-    old = make_model(tmp_path / "old", TINY)
-    new = make_model(tmp_path / "new", TINY, seed=1)
+    old = make_model(tmp_path / "old", TINY, tie_word_embeddings=False)
+    new = make_model(tmp_path / "new", TINY, tie_word_embeddings=False, seed=1)
     settings = replace(settings_of(old), device="cuda", gpu_memory_utilization=0.2)
 
     def start(index: int) -> ServerProcess:

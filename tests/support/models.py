@@ -31,6 +31,7 @@ TINY: dict = dict(
     num_attention_heads=2,
     num_key_value_heads=1,
     vocab_size=64,
+    tie_word_embeddings=True,
     eos_token_id=1,
     std=0.3,
 )
