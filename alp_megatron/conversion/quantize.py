@@ -196,7 +196,7 @@ def _quantised_layer(weight: torch.Tensor, name: str) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leaves out the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
-    for name in ("torch._library.triton", "modelopt"):
+    for name in ("torch._library.triton", "torch.utils.cpp_extension", "modelopt", "vllm"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -145,8 +145,11 @@ def test_equals_transformers(engine_of, directory, name):
     off = (flat(engine_of(name)["after"]) - exact).abs()
     if case.dtype == "float32":
         # Which tokens come after a moved code depends on the processor's order of summation.
-        assert off.quantile(0.25) < 1e-5 and off.mean() < 1e-2
-        if case.quantization != "int4":  # the rounding of activations can be told
-            assert (reference(directory, case, activations=False) - exact).abs().mean() > 1e-3
+        assert off.quantile(0.25) < 1e-5
+        if case.quantization == "int4":
+            assert off.mean() < 1e-2
+        else:  # the rounding of activations can be told, and is the same
+            rounding = (reference(directory, case, activations=False) - exact).abs().mean()
+            assert rounding > 1e-3 and off.mean() < rounding / 4
     else:
         assert off.mean() < 1.5 * (reference(directory, case, torch.bfloat16) - exact).abs().mean()
