@@ -1,5 +1,6 @@
 """What the training processes do in the tests of this folder."""
 
+import threading
 from pathlib import Path
 
 import torch
@@ -223,12 +224,15 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
         for index in range(2):
             update_policy(learner, trajectories, None, NoiseKey(7, 0, index))
         saver = CheckpointSaver(Path(run_dir), learner, export)
+        trained = threading.Event()
+        saver._thread.submit(trained.wait)  # a slow disk: what is written is what `start` saw
         saver.start(1, {"policy_version": 5})
     else:
         counters = load_checkpoint(newest_whole(Path(run_dir)), learner)
     for index in range(2):  # while the checkpoint is being written
         update_policy(learner, trajectories, None, NoiseKey(7, 1, index))
     if save:
+        trained.set()
         saver.finish()
     scales = sigmas(learner.chunks, config.perturbation.sigma0)
     weights = {name: tensor.clone() for name, tensor in export.stream(torch.float32)}

@@ -22,10 +22,10 @@ def loop(config, rank, resume: bool = False) -> dict:
     return {"ended": ended, "versions": engine.versions, "counters": counters, "sent": sent}
 
 
-def sentence_at_the_end(config, rank) -> str:
+def sentence_at_the_end(config, rank, resume: bool = False) -> str:
     """What ends a run on a fake engine."""
     try:
-        train(_built(config, rank, FakeEngine(), resume=False))
+        train(_built(config, rank, FakeEngine(), resume))
     except UserError as error:
         return str(error)
     raise AssertionError("it came to its end")

@@ -1,5 +1,7 @@
-"""`python -m tests.support.slow_conversion PAUSE ...`: `alp-megatron convert` in small pieces with a
-pause after each, so that it can be killed."""
+"""`python -m tests.support.slow_conversion PAUSE ...`: `alp-megatron convert` that can be killed.
+
+It makes small pieces with a pause after each.
+"""
 
 import functools
 import sys

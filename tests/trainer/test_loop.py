@@ -106,6 +106,12 @@ def test_a_stop_is_answered_and_the_resumed_run_ends_as_if_never_stopped(workers
     assert reproducible(records) == reproducible(whole[2])
 
 
+def test_another_seed_is_refused(workers, whole):
+    config = config_of(whole[0], "seed=8")
+    (said,) = workers.run(JOBS + "sentence_at_the_end", config, 1, resume=True)
+    assert f"seed=8, but {whole[0]}" in said and "was made with seed=" in said
+
+
 def test_a_lagging_engine_samples_with_older_weights(workers, tmp_path):
     """Also: a stop waits for the step after which the engine has the trainer's weights."""
     run_dir, lagging = tmp_path / "run", "rollout.sync_interval=2"
