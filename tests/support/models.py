@@ -220,14 +220,16 @@ def make_model(
     family, std = sizes.pop("family"), sizes.pop("std")
     name = {"qwen3_moe": "Qwen3Moe"}.get(family, family.capitalize())
     config = getattr(transformers, f"{name}Config")(**sizes, dtype=dtype)
+    torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
-    generator = torch.Generator().manual_seed(seed)
+    if std is None:
+        torch.manual_seed(seed)  # else the draws go on: how FP8 rounds was measured on those
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             mean, spread = (1.0 if "norm" in name else 0.0), std or 0.2
             if parameter.dim() > 1 and std is None:
                 spread = (2.5 if "embed" in name else 1.5) / parameter.shape[-1] ** 0.5
-            parameter.normal_(mean, spread, generator=generator)
+            parameter.normal_(mean, spread)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     return str(directory)
 
