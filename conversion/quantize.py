@@ -200,8 +200,12 @@ def _quantised_layer(weight: torch.Tensor, name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks of ModelOpt and of what it imports; what goes wrong is raised."""
-    for name in ("torch._library.triton", "modelopt"):
+    """Without the remarks of ModelOpt and of what it imports; what goes wrong is raised.
+
+    Beside them are vLLM's on a Triton and torch's on a CUDA that have no GPU to work for.
+    """
+    loud = ("torch._library.triton", "torch.utils.cpp_extension", "vllm.triton_utils.importing")
+    for name in ("modelopt", *loud):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
