@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.support.mutations import FAULTS, places
+from tests.support.faults import FAULTS
+from tests.support.mutations import places
 from tests.support.runs import REPO
 
 

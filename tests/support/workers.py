@@ -1,15 +1,14 @@
 """A pool of real training processes that play one layout after another.
 
-Importing torch and Megatron takes seconds, so the processes are started once a session; for each
-job the first `world_size` of them join gloo and Megatron's groups, run it, and leave.
+Importing torch and Megatron takes seconds, so it is done once a session, and the processes are
+forked from that; for each job the first `world_size` of them join gloo and Megatron's groups, run
+it, and leave.
 """
 
-import gc
-import importlib
 import multiprocessing
 import os
 import socket
-import traceback
+from pathlib import Path
 
 TIMEOUT_SECONDS = 180
 
@@ -21,7 +20,10 @@ class Workers:
 
     def _start(self) -> None:
         os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as runtime.process has it; inherited
-        context = multiprocessing.get_context("spawn")
+        # A process that has imported CUDA's libraries must not be forked.
+        cuda = Path("/dev/nvidiactl").exists()
+        context = multiprocessing.get_context("spawn" if cuda else "forkserver")
+        context.set_forkserver_preload(["tests.support.worker_process"])
         self._pipes, self._processes = [], []
         for _ in range(self._count):
             ours, theirs = context.Pipe()
@@ -67,33 +69,6 @@ def _serve(pipe) -> None:
     from alp_megatron.runtime.launcher import die_with_parent
 
     die_with_parent(os.getppid())
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import warnings
+    from tests.support import worker_process
 
-    warnings.simplefilter("ignore")
-    from alp_megatron.runtime.cpu_megatron import enable_cpu_megatron
-
-    enable_cpu_megatron()
-    from alp_megatron.runtime.mesh import join, leave
-
-    gc.collect()
-    gc.freeze()  # what the imports made need not be walked again
-    while True:
-        job, config, rank, world_size, port, arguments = pipe.recv()
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        try:
-            place = join(config)
-            module, function = job.split(":")
-            result = getattr(importlib.import_module(module), function)(config, place, **arguments)
-            leave()
-            # A model refers to itself and to its groups, whose threads would pile up.
-            gc.collect()
-            pipe.send((True, result))
-        except Exception:
-            pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
+    worker_process.serve(pipe)
