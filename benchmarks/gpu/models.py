@@ -4,12 +4,11 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
 from alp_megatron.data.trajectory import Trajectory
-from tests.support.models import make_model
+from tests.support.models import SMALL, make_model
 
 SHAPES = {
     "0.5B": dict(
@@ -38,7 +37,7 @@ def model_directory(name: str) -> Iterator[str]:
     """A Hugging Face directory of that shape in bf16."""
     with tempfile.TemporaryDirectory() as directory:
         yield make_model(
-            Path(directory), dtype="bfloat16", max_position_embeddings=4096, **SHAPES[name]
+            directory, SMALL | SHAPES[name], dtype="bfloat16", max_position_embeddings=4096
         )
 
 

@@ -27,6 +27,7 @@ def noise_agrees() -> Found:
         noise = NoiseRows(key, sample_ids.to(device), positions.to(device))
         hidden = torch.linspace(-3, 3, 1000 * 256, device=device).view(1000, 256).bfloat16()
         add_noise(hidden, torch.zeros(1, device=device), 0.01, noise, 0)
+        assert noise.counts is not None
         changed.append(int(noise.counts["noise_changed"]))
     difference = float((ours - cpu).abs().max())
     share = abs(changed[0] - changed[1]) / noise.sample_ids.numel() / 256

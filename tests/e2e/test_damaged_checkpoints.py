@@ -58,8 +58,8 @@ def with_a_flipped_bit(checkpoint):
 
 
 def without_a_shard(checkpoint):
-    (checkpoint / "state" / "__0_1.distcp").unlink()
-    return "state/__0_1.distcp cannot be read (No such file or directory)"
+    (checkpoint / "state" / "__1_0.distcp").unlink()
+    return "state/__1_0.distcp cannot be read (No such file or directory)"
 
 
 @pytest.mark.parametrize("harm", [truncated, with_a_flipped_bit, without_a_shard])
