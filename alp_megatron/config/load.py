@@ -141,6 +141,8 @@ def nearest_key(key: str, kind: type[Section]) -> str:
     best = max(_known_keys(kind), key=likeness)
     if likeness(best) >= 0.6:
         return f"did you mean {best}"
+    if kind is Config:
+        return "`alp-megatron config` prints the keys"
     return f"the keys are listed in {kind.__module__.replace('.', '/')}.py"
 
 

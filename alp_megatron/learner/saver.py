@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 
-from alp_megatron.files import write_atomic
+from alp_megatron.files import partial_of, write_atomic
 from alp_megatron.learner.checkpoints import (
     CHECKPOINTS,
     COUNTERS,
@@ -80,7 +80,7 @@ class CheckpointSaver:
         """
         self.finish()
         final = self._run_dir / CHECKPOINTS / f"step_{step:06d}"
-        partial = final.with_name(f".{final.name}.partial")
+        partial = partial_of(final)
         with writing(partial):
             if dist.get_rank() == 0:
                 self._removal.result()

@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.runtime import mesh as devices
 from alp_megatron.runtime.machine import install_command
 
 
@@ -64,15 +63,15 @@ def join(config: Config) -> Rank:
     """Initialises torch.distributed and Megatron's groups for the layout in `config.model`."""
     from megatron.core import parallel_state, tensor_parallel
 
-    kind = devices.device_type(config.runtime.device)
+    kind = device_type(config.runtime.device)
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = devices.current_device(local_rank)
+    device = current_device(local_rank)
     if kind == "cuda":
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(config.runtime.threads_per_rank)
     timeout = timedelta(minutes=config.runtime.distributed_timeout_minutes)
-    dist.init_process_group(devices.backend(kind), timeout=timeout)
+    dist.init_process_group(backend(kind), timeout=timeout)
     model = config.model
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=model.tensor_model_parallel_size,
