@@ -7,6 +7,7 @@ Markdown table, and exits with 1 if one is missed.
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
         files = [f"tests/{name}" for name in fault.tests]
         if whole_suite:  # but for the test that the list is still of this source
             files = ["tests", "--ignore=tests/repository/test_mutations.py"]
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", *files]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-rfE", *files]
         started = time.monotonic()
         done = subprocess.run(
             [*command, "-m", "not slow and not gpu and not slurm"],
@@ -48,11 +49,13 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
             capture_output=True,
             text=True,
         )
-    if done.returncode not in (0, 1):
+    seconds = time.monotonic() - started
+    if done.returncode == 0:
+        return "", seconds
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not found:
         raise RuntimeError(f"{fault.name}: pytest ended with {done.returncode}:\n{done.stdout}")
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    failed += [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ERROR ")]
-    return (failed or [""])[0] if done.returncode else "", time.monotonic() - started
+    return found[1], seconds
 
 
 def main() -> int:
