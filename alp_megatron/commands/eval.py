@@ -22,7 +22,7 @@ def run(arguments: Namespace) -> int:
 
     from alp_megatron.hf.files import read_hf_config
     from alp_megatron.hf.tensors import HfTensors
-    from alp_megatron.rollout.settings import start_rollout_engine
+    from alp_megatron.rollout.server.start import start_rollout_engine
     from alp_megatron.runtime.mesh import device_type
     from alp_megatron.tasks.task import build_task
     from alp_megatron.trainer.driver import Driver, stop_tokens

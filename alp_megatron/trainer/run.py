@@ -12,7 +12,7 @@ from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
 from alp_megatron.perturbation.noise import assert_keys_agree
 from alp_megatron.rollout.engine import RolloutEngine
-from alp_megatron.rollout.settings import start_rollout_engine
+from alp_megatron.rollout.server.start import start_rollout_engine
 from alp_megatron.runtime.mesh import Rank, from_first_rank
 from alp_megatron.tasks.task import build_task
 from alp_megatron.trainer.driver import Driver, stop_tokens

@@ -8,7 +8,8 @@ import torch
 from alp_megatron.cli import main
 from alp_megatron.errors import UserError
 from alp_megatron.rollout.engine import EngineError, SamplingSpec
-from alp_megatron.rollout.server.client import check_reachable, identity, new_session
+from alp_megatron.rollout.identity import identity
+from alp_megatron.rollout.server.client import check_reachable, new_session
 from alp_megatron.rollout.server.engine import ServerEngine
 from alp_megatron.weights.transport.directory import Directory
 from alp_megatron.weights.verify import digest

@@ -1,19 +1,17 @@
 """HTTP to one vLLM server: what each failure means, and whether the run can use the server."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.rollout.engine import EngineError
-from alp_megatron.rollout.settings import EngineSettings, engine_settings
+from alp_megatron.rollout.identity import difference, identity
+from alp_megatron.rollout.settings import engine_settings
 
 CONNECT_SECONDS = 30
 HEALTH_SECONDS = 60  # a busy machine may be slow to answer, a dead server never does
@@ -115,31 +113,6 @@ def _message(text: str) -> str:
     except (ValueError, KeyError, TypeError):
         return text[:500]
     return message.removeprefix("Call to collective_rpc method failed: ")
-
-
-def identity(settings: EngineSettings, transport: str) -> dict[str, Any]:
-    """Can be written as JSON. The weights themselves are not part of it: they are replaced."""
-    shapes = sorted(HfTensors(settings.model_dir).shapes.items())
-    return {
-        "model": f"{Path(settings.model_dir).name} ({len(shapes)} tensors)",
-        "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest(),
-        "rollout.dtype": settings.dtype,
-        "rollout.max_model_len": settings.max_model_len,
-        "rollout.quantization": settings.quantization,
-        "rollout.quantization_ignore": list(settings.quantization_ignore),
-        "rollout.kv_cache_dtype": settings.kv_cache_dtype,
-        "rollout.transport": transport,
-    }
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """Says what a server has that the run does not want."""
-    if theirs.get("tensors") != ours["tensors"]:
-        return f"serves the model {theirs.get('model')}, but the run's is {ours['model']}"
-    for key, value in ours.items():
-        if key.startswith("rollout.") and theirs.get(key) != value:
-            return f"was started with {key}={theirs.get(key)}, but the run has {value}"
-    return None
 
 
 def check_server_urls(config: Config) -> None:

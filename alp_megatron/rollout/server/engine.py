@@ -18,9 +18,9 @@ from alp_megatron.rollout.engine import (
     sampling_parameters,
     scoring_parameters,
 )
+from alp_megatron.rollout.identity import identity
 from alp_megatron.rollout.server.client import (
     ServerLost,
-    identity,
     new_session,
     post,
     until_unhealthy,

@@ -136,7 +136,7 @@ class Server:
 class ServerPool:
     """
     Args:
-        identity: what a server must have, see server_identity.
+        identity: what a server must have, see rollout/identity.py.
         start: starts the process of server `index`; see ServerProcess.
         count: servers to start, where `urls` is empty.
         urls: servers that were started elsewhere.

@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from alp_megatron.rollout.engine import EngineError
-from alp_megatron.rollout.server.client import identity
+from alp_megatron.rollout.identity import identity
 from alp_megatron.rollout.settings import settings_from_environment
 from alp_megatron.rollout.vllm.patches import apply_patches, refresh_tied_head
 from alp_megatron.rollout.vllm.receipt import Receipt, expected_shapes
