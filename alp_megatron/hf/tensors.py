@@ -4,15 +4,14 @@ A memory-mapped file would count in the process's memory, page by page, until th
 torch is imported only to read a tensor: what is refused before a run needs the headers alone.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from alp_megatron.errors import UserError
 from alp_megatron.hf.files import COPY_AGAIN, read_json_object
+from alp_megatron.hf.header import Entry, read_header
 from alp_megatron.hf.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -25,17 +24,6 @@ Shapes = dict[str, tuple[int, ...]]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"  # in place of an index: all tensors in one file
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Says where a tensor lies: `start` is the place in the file of its first byte."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
 
 
 class HfTensors:
@@ -54,7 +42,7 @@ class HfTensors:
         if index.exists():
             self.files, self._entries = _read_indexed(index)
         elif single.exists():
-            self.files, self._entries = [single], _read_header(single)
+            self.files, self._entries = [single], read_header(single)
         else:
             raise UserError(f"{single} is missing: model.path needs weights in safetensors.")
 
@@ -121,7 +109,7 @@ class HfTensors:
                 buffer = buffer[count:]
         return tensor
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise UserError(
                 f"{self.model_dir} has no tensor {name}: its weights do not belong to its "
@@ -130,12 +118,14 @@ class HfTensors:
         return self._entries[name]
 
 
-def _read_indexed(index: Path) -> tuple[list[Path], dict[str, _Entry]]:
+def _read_indexed(index: Path) -> tuple[list[Path], dict[str, Entry]]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map; {COPY_AGAIN}.")
-    files = [index.parent / name for name in sorted(set(weight_map.values()))]
-    held = {path.name: _read_header(path) for path in files}
+    for name, file in weight_map.items():
+        _check_place(index, name, file)
+    files = sorted(set(weight_map.values()))
+    held = {file: read_header(index.parent / file) for file in files}
     for name, file in weight_map.items():
         if name not in held[file]:
             raise UserError(f"{index.parent / file}: lacks {name}, which {index.name} names there.")
@@ -145,36 +135,18 @@ def _read_indexed(index: Path) -> tuple[list[Path], dict[str, _Entry]]:
         for name, entry in tensors.items()
         if weight_map.get(name) == file
     }
-    return files, entries
+    return [index.parent / file for file in files], entries
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """Reads the header of a safetensors file: 8 bytes of its length, JSON; the data come next."""
-    try:
-        with path.open("rb") as file:
-            header_length = int.from_bytes(file.read(8), "little")
-            size, data = path.stat().st_size, 8 + header_length
-            if size < data:
-                raise UserError(f"{path} is cut short at {size} bytes; {COPY_AGAIN}.")
-            header = json.loads(file.read(header_length))
-        header.pop("__metadata__", None)
-        entries = {}
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            entries[name] = _Entry(path, entry["dtype"], shape, data + start, stop - start)
-        end = max(entry.start + entry.nbytes for entry in entries.values())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {COPY_AGAIN}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except UserError:
-        raise
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} has no safetensors header; {COPY_AGAIN}.") from error
-    if size != end:
-        raise UserError(f"{path} has {size} bytes where its header says {end}; {COPY_AGAIN}.")
-    return entries
+def _check_place(index: Path, name: str, file: object) -> None:
+    """Checks that a file of the weight_map is one of the model directory, or of a folder in it."""
+    if not isinstance(file, str) or not file:
+        raise UserError(f"{index}: the weight_map names no file for {name}; {COPY_AGAIN}.")
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{index}: {name} is said to be in {file}, outside the model directory; {COPY_AGAIN}."
+        )
 
 
 def check_tensors(model_dir: Path, found: Shapes, shape: ModelShape) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from alp_megatron.config.load import resolved_yaml
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.files import FileLock, check_space, write_atomic
+from alp_megatron.files import FileLock, check_space, partial_of, write_atomic
 from alp_megatron.hf.shape import read_model_shape
 from alp_megatron.runtime.machine import environment
 
@@ -53,6 +53,7 @@ def lock_as_first_rank(run_dir: Path) -> None:
 # fp32 weight, two Adam moments and the fp32 main copy.
 _CHECKPOINT_BYTES_PER_PARAMETER = 16
 LAUNCH_DIR = "launch"
+CONFIG = "config.yaml"
 
 
 def prepare_run_dir(config: Config, resume: bool) -> Path:
@@ -74,7 +75,7 @@ def prepare_run_dir(config: Config, resume: bool) -> Path:
     lock_run_dir(run_dir)
     check_occupation(run_dir, resume)  # again: another run may have been faster
     # config.yaml first: with it, a run that is killed here can be resumed.
-    write_atomic(run_dir / "config.yaml", resolved_yaml(config).encode())
+    write_atomic(run_dir / CONFIG, resolved_yaml(config).encode())
     record = json.dumps(environment(config), indent=2) + "\n"
     write_atomic(run_dir / "environment.json", record.encode())
     return run_dir
@@ -91,16 +92,17 @@ def check_run_dir(config: Config, resume: bool) -> Path:
 def check_occupation(run_dir: Path, resume: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file: choose another run_dir.")
-    # What `alp-megatron launch` keeps there, and the lock, come before the run.
-    before = (LAUNCH_DIR, LOCK)
-    occupied = run_dir.is_dir() and any(path.name not in before for path in run_dir.iterdir())
+    # What `alp-megatron launch` keeps there, and the lock, come before the run. A run that was
+    # killed while it first wrote config.yaml leaves a part of it, and nothing else.
+    before = {run_dir / LAUNCH_DIR, run_dir / LOCK, partial_of(run_dir / CONFIG)}
+    occupied = run_dir.is_dir() and any(path not in before for path in run_dir.iterdir())
     if occupied and not resume:
         raise UserError(
             f"run_dir={run_dir} is not empty: continue that run with --resume, or choose "
             "another run_dir."
         )
     # A run that ended before its first checkpoint is one too: it goes on from its beginning.
-    if resume and not (run_dir / "config.yaml").is_file():
+    if resume and not (run_dir / CONFIG).is_file():
         raise UserError(
             f"run_dir={run_dir} holds no run to resume: start without --resume in an empty run_dir."
         )

@@ -121,6 +121,24 @@ def truncated(model):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def overlapping(model):
+    path = model / "model.safetensors"
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:data])
+    name = "model.layers.0.input_layernorm.weight"
+    start, stop = header[name]["data_offsets"]
+    header[name]["data_offsets"] = [start + 8, stop + 8]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[data:])
+
+
+def elsewhere(model):
+    (model / "model.safetensors").rename(model.parent / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def missing_tensor(model):
     path = model / "model.safetensors"
     weights = load_file(path)
@@ -144,6 +162,8 @@ def malformed_tokenizer(model):
         (other_sizes, "gate_proj.weight has shape [384, 128]"),
         (no_weights, "model.safetensors is missing"),
         (truncated, "model.safetensors has"),
+        (overlapping, "model.safetensors: model.layers.0.input_layernorm.weight starts at byte"),
+        (elsewhere, "model.safetensors.index.json: model.norm.weight is said to be in ../model"),
         (missing_tensor, "model.layers.2.mlp.down_proj.weight"),
         (no_tokenizer, "tokenizer.json is missing"),
         (malformed_tokenizer, "tokenizer.json: not a tokenizer"),
@@ -152,6 +172,7 @@ def malformed_tokenizer(model):
 def test_model(train, model, spoil, expected):
     spoil(model)
     assert expected in train(f"model.path={model}")
+    assert expected in train(f"model.path={model}", "--dry-run")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,23 @@ def test_resume_needs_a_run(config):
     assert prepare_run_dir(config, resume=True) == run_dir  # ended before its first checkpoint
 
 
+def test_what_a_run_leaves_that_is_killed_in_its_first_write(config, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise SystemExit
+
+    run_dir = tmp_path / "runs" / "first"
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", killed)
+        patch.setattr(files, "_remove", lambda path: None)
+        with pytest.raises(SystemExit):
+            prepare_run_dir(config, resume=False)
+    assert sorted(path.name for path in run_dir.iterdir()) == [".config.yaml.partial", "run.lock"]
+    assert "start without --resume" in refusal(config, resume=True)
+    prepare_run_dir(config, resume=False)
+    names = sorted(path.name for path in run_dir.iterdir())
+    assert names == ["config.yaml", "environment.json", "run.lock"]
+
+
 def test_a_full_disk_is_refused_before_anything_is_made(config, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))

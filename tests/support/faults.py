@@ -66,6 +66,13 @@ FAULTS = [
     ),
     Fault(
         "kernel",
+        "every update of a step has the first one's noise",
+        "key = NoiseKey(config.seed, step, index)",
+        "key = NoiseKey(config.seed, step, 0)",
+        ("trainer/test_step.py",),
+    ),
+    Fault(
+        "kernel",
         "log-probs: padding of the vocabulary counts",
         ("    if padding:\n        logits[:, max(0, weight.shape[0] - padding) :] = -1e30"),
         ("    if padding < 0:\n        logits[:, max(0, weight.shape[0] - padding) :] = -1e30"),
@@ -205,6 +212,20 @@ FAULTS = [
         ("weights/test_verify.py",),
     ),
     Fault(
+        "resharding",
+        "the last weights stay with the trainer",
+        "synced = last or done % config.rollout.sync_interval == 0",
+        "synced = done % config.rollout.sync_interval == 0",
+        ("trainer/test_loop.py",),
+    ),
+    Fault(
+        "resharding",
+        "a tensor in two files is read from the last",
+        ("        if weight_map.get(name) == file\n"),
+        "",
+        ("hf/test_tensors.py",),
+    ),
+    Fault(
         "resume",
         "all parameters share one Adam step",
         'state["step"] = state["step"].clone()',
@@ -312,6 +333,13 @@ FAULTS = [
         "    if size != end:",
         "    if size > end:",
         ("commands/test_refusals.py",),
+    ),
+    Fault(
+        "refusal",
+        "tensors that overlap in their file",
+        "        if entry.start != end:",
+        "        if False:",
+        ("hf/test_tensors.py",),
     ),
     Fault(
         "refusal",

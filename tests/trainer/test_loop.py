@@ -73,10 +73,15 @@ def test_every_step_updates_syncs_and_is_recorded(whole):
     assert (run_dir / "checkpoints" / f"step_{STEPS:06d}").is_dir()
 
 
+def last_weights(run_dir):
+    """The fingerprints of the export of the last step."""
+    export = load_file(run_dir / "checkpoints" / f"step_{STEPS:06d}" / "hf" / "model.safetensors")
+    return {name: digest(tensor) for name, tensor in export.items()}
+
+
 def test_the_engine_has_the_weights_of_the_last_step(whole):
     run_dir, result, _ = whole
-    export = load_file(run_dir / "checkpoints" / f"step_{STEPS:06d}" / "hf" / "model.safetensors")
-    assert result["sent"] == {name: digest(tensor) for name, tensor in export.items()}
+    assert result["sent"] == last_weights(run_dir)
     base = load_file(BASE_MODEL / "model.safetensors")
     assert any(digest(base[name]) != sent for name, sent in result["sent"].items())
 
@@ -123,6 +128,16 @@ def test_a_lagging_engine_samples_with_older_weights(workers, tmp_path):
     (stopped / "stop").touch()
     result, records = loop(workers, stopped, lagging)
     assert not result["ended"] and len(records) == 2 and result["versions"] == [0, 2]
+
+
+def test_the_last_weights_arrive_whatever_the_interval(workers, tmp_path):
+    run_dir, interval = tmp_path / "run", 3
+    assert STEPS % interval
+    keys = ("rollout.sync_interval", "evaluation.interval", "trainer.save_interval")
+    result, records = loop(workers, run_dir, *(f"{key}={interval}" for key in keys))
+    assert result["ended"] and result["versions"] == [0, 3, 4]
+    assert [record["policy_version/lag_max"] for record in records] == [0, 1, 2, 0]
+    assert result["sent"] == last_weights(run_dir)
 
 
 @pytest.mark.parametrize(

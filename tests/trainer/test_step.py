@@ -1,10 +1,15 @@
-"""The pass over the old weights is made, and booked, only where something needs it."""
+"""The updates of a step: each has noise of its own; the pass over the old weights is made, and
+booked, only where something needs it."""
 
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from alp_megatron.config.load import config_from
+from alp_megatron.data.trajectory import Trajectory
+from alp_megatron.perturbation import NoiseKey
 from alp_megatron.trainer import step as trainer_step
 from alp_megatron.trainer.record import has_mismatch
 
@@ -34,3 +39,39 @@ def test_when_the_pass_is_made(monkeypatch, overrides, made):
         result = trainer_step.update_step(learner, [], step, measure_before=wanted)
         assert (result.logprobs_before is not None) == (name is not None)
         assert {part for part, spent in result.seconds.items() if spent > 0} == {name} - {None}
+
+
+class Learner:
+    """A learner that keeps the noise of its updates, and computes nothing."""
+
+    def __init__(self, config):
+        self.config, self.chunks, self.noise = config, [], []
+
+    def update(self, batches, temperature, loss, noise):
+        self.noise.append(noise)
+        kept = {"tokens": {"sample_id": np.zeros(1)}, "loss": 0.0}
+        return SimpleNamespace(kept=[kept], grad_norm=0.0, skipped=False)
+
+
+def noise_of(monkeypatch, step, *overrides):
+    """The noise of each update of a step of 8 samples in 4 mini-batches."""
+    batch = SimpleNamespace(counts=SimpleNamespace())
+    monkeypatch.setattr(trainer_step, "replica_microbatches", lambda *arguments: [batch])
+    monkeypatch.setattr(trainer_step, "gather_from_replicas", lambda kept: kept)
+    monkeypatch.setattr(trainer_step.Counts, "over_all_ranks", lambda counts: Counter())
+    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [0.0])
+    overrides = ["trainer.global_batch_size=2", "seed=5", *overrides]
+    learner = Learner(config_from({"model": {"path": "x"}}, overrides))
+    samples = [Trajectory(i, i, [1], [2], [1], [-1.0], 0, advantage=0.0) for i in range(8)]
+    trainer_step.update_step(learner, samples, step)
+    return learner.noise
+
+
+def test_every_update_has_noise_of_its_own(monkeypatch):
+    keys = [key for step in (0, 7) for key in noise_of(monkeypatch, step)]
+    assert keys == [NoiseKey(5, step, update) for step in (0, 7) for update in range(4)]
+    assert len({key.words() for key in keys}) == len(keys)
+
+
+def test_a_method_without_noise_gets_none(monkeypatch):
+    assert noise_of(monkeypatch, 3, "objective.method=bypass") == [None] * 4
