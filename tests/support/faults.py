@@ -11,7 +11,7 @@ class Fault:
     name: str
     find: str
     replace: str
-    tests: tuple[str, ...]  # under tests/; the first that fails ends the trial
+    tests: tuple[str, ...]  # files under tests/, or tests in them
 
 
 FAULTS = [
@@ -76,7 +76,7 @@ FAULTS = [
         "log-probs: padding of the vocabulary counts",
         ("    if padding:\n        logits[:, max(0, weight.shape[0] - padding) :] = -1e30"),
         ("    if padding < 0:\n        logits[:, max(0, weight.shape[0] - padding) :] = -1e30"),
-        ("model/test_layouts.py", "learner/test_updates.py"),
+        ("model/test_layouts.py::test_padded_vocabulary",),
     ),
     Fault(
         "kernel",
@@ -90,7 +90,7 @@ FAULTS = [
         "entropy without the ranks' scale",
         "entropy = log_normalizer - (weighted * scale).sum(0) / total",
         "entropy = log_normalizer - weighted.sum(0) / total",
-        ("objectives/test_methods.py", "model/test_logits_noise.py"),
+        ("model/test_logits_noise.py::test_a_step_with_noise_on_the_logits_alone",),
     ),
     Fault(
         "ratio",
@@ -160,35 +160,35 @@ FAULTS = [
         "gate and up not interleaved by rank",
         "return torch.cat([half.chunk(size)[rank] for half in whole.chunk(2)])",
         "return whole.chunk(size)[rank]",
-        ("model/test_layouts.py",),
+        ("model/test_layouts.py::test_logprobs_agree",),
     ),
     Fault(
         "resharding",
         "k and v exchanged on export",
         "q, k, v = heads[:, :-2], heads[:, -2:-1], heads[:, -1:]",
         "q, v, k = heads[:, :-2], heads[:, -2:-1], heads[:, -1:]",
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_export_reproduces_the_checkpoint",),
     ),
     Fault(
         "resharding",
         "vocabulary padding exported",
         'return whole[:vocab_size] if layout == "vocab" else whole',
         "return whole",
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_export_reproduces_the_checkpoint",),
     ),
     Fault(
         "resharding",
         "layer numbers of the stage, not of the model",
         ("    return layer.layer_number - 1, expert\n"),
         ("    return int(in_layer[1]), expert\n"),
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_export_reproduces_the_checkpoint",),
     ),
     Fault(
         "resharding",
         "expert numbers of the rank, not of the layer",
         "expert = layer.mlp.local_expert_indices[int(in_expert[1])] if in_expert else None",
         "expert = int(in_expert[1]) if in_expert else None",
-        ("model/test_families.py",),
+        ("model/test_families.py::test_export_reproduces_the_experts",),
     ),
     Fault(
         "resharding",
@@ -230,7 +230,11 @@ FAULTS = [
         "all parameters share one Adam step",
         'state["step"] = state["step"].clone()',
         "pass",
-        ("learner/test_updates.py", "trainer/test_loop.py"),
+        (
+            "learner/test_updates.py::test_a_resumed_run_is_bitwise_the_unbroken_one",
+            "trainer/test_loop.py",
+            "model/test_layouts.py",
+        ),
     ),
     Fault(
         "resume",
@@ -258,7 +262,7 @@ FAULTS = [
         "tensors in use are not copied before they are written",
         "return tensor if alone else tensor.clone()",
         "return tensor",
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_a_resumed_run_is_bitwise_the_unbroken_one",),
     ),
     Fault(
         "resume",
@@ -276,28 +280,28 @@ FAULTS = [
         "positions run on through the row",
         ("        positions += range(length)\n"),
         ("        positions += range(start, start + length)\n"),
-        ("model/test_layouts.py", "learner/test_updates.py"),
+        ("learner/test_updates.py::test_logprobs_equal_transformers",),
     ),
     Fault(
         "packing",
         "the row before the first predicted token is off by one",
         "rows += range(start + sequence.first_predicted - 1, start + n - 1)",
         "rows += range(start + sequence.first_predicted, start + n)",
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_logprobs_equal_transformers",),
     ),
     Fault(
         "packing",
         "padding takes a sample's noise",
         "sample_ids.extend([PAD_SAMPLE_ID] * n)",
         "sample_ids.extend([0] * n)",
-        ("model/test_layouts.py",),
+        ("model/test_layouts.py::test_noise_is_bitwise_the_same",),
     ),
     Fault(
         "packing",
         "replicas get overlapping shares",
         "return learner.pack(by_length[rank::size], count)",
         "return learner.pack(by_length[:: size], count)",
-        ("model/test_layouts.py",),
+        ("model/test_layouts.py::test_gradients_agree",),
     ),
     Fault(
         "packing",
@@ -311,7 +315,7 @@ FAULTS = [
         "sequence parallel: noise of rank 0's rows on every rank",
         "rows = slice(tp_rank * share, (tp_rank + 1) * share)",
         "rows = slice(0, share)",
-        ("model/test_layouts.py",),
+        ("model/test_layouts.py::test_noise_is_bitwise_the_same",),
     ),
     Fault(
         "refusal",
@@ -360,6 +364,6 @@ FAULTS = [
         "a gradient that is not finite is applied",
         ("    if math.isfinite(norm):\n        for part in chained"),
         ("    if True:\n        for part in chained"),
-        ("learner/test_updates.py",),
+        ("learner/test_updates.py::test_a_gradient_that_is_not_finite_is_skipped",),
     ),
 ]
