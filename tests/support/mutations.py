@@ -39,7 +39,8 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
         files = [f"tests/{name}" for name in fault.tests]
         if whole_suite:  # but for the test that the list is still of this source
             files = ["tests", "--ignore=tests/repository/test_mutations.py"]
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", *files]
+        # The summary names what failed: a second -q, beside pyproject.toml's, would leave it out.
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-rfE", *files]
         started = time.monotonic()
         done = subprocess.run(
             [*command, "-m", "not slow and not gpu and not slurm"],
@@ -52,7 +53,7 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
         raise RuntimeError(f"{fault.name}: pytest ended with {done.returncode}:\n{done.stdout}")
     failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
     failed += [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ERROR ")]
-    return (failed or [""])[0] if done.returncode else "", time.monotonic() - started
+    return failed[0] if done.returncode else "", time.monotonic() - started
 
 
 def main() -> int:
