@@ -40,6 +40,7 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
         files = [f"tests/{name}" for name in fault.tests]
         if whole_suite:  # but for the test that the list is still of this source
             files = ["tests", "--ignore=tests/repository/test_mutations.py"]
+        # The summary names what failed: a second -q, beside pyproject.toml's, would leave it out.
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-rfE", *files]
         started = time.monotonic()
         done = subprocess.run(
