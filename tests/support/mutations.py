@@ -53,7 +53,7 @@ def try_out(fault: Fault, whole_suite: bool) -> tuple[str, float]:
     seconds = time.monotonic() - started
     if done.returncode == 0:
         return "", seconds
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or not found:
         raise RuntimeError(f"{fault.name}: pytest ended with {done.returncode}:\n{done.stdout}")
     return found[1], seconds
