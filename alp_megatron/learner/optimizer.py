@@ -16,6 +16,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from alp_megatron.config.schema import Config
 from alp_megatron.runtime.mesh import from_every_rank
@@ -123,19 +124,31 @@ def step_if_finite(optimizer: MegatronOptimizer) -> float:
     return norm
 
 
-def sigmas(chunks: list, sigma0: float) -> list[float]:
-    """Returns sigma_l = sigma0 * exp(s_l) of every layer, in order; 0 where none is perturbed.
+def log_scales(chunks: list) -> dict[int, Tensor | None]:
+    """Copies s_l of this rank's layers, by number from 0; None where no noise reaches a layer.
 
-    A collective call.
+    Waits neither for other ranks nor for the device: it is called after every update.
     """
-    mine = {
-        layer.layer_number - 1: (
-            sigma0 * math.exp(layer.log_sigma_scale.item()) if layer.perturbs() else 0.0
-        )
+    return {
+        layer.layer_number - 1: layer.log_sigma_scale.detach().clone() if layer.perturbs() else None
         for chunk in chunks
         for layer in chunk.decoder.layers
     }
-    group = parallel_state.get_pipeline_model_parallel_group()
-    stages = from_every_rank(mine, group)
-    everywhere = {number: sigma for stage in stages for number, sigma in stage.items()}
-    return [everywhere[number] for number in sorted(everywhere)]
+
+
+def sigmas(after_updates: list[dict[int, Tensor | None]], sigma0: float) -> list[list[float]]:
+    """Returns sigma_l = sigma0 * exp(s_l) of every layer in order, 0 where None, for each of
+    several `log_scales`. Collective: one exchange for all of them."""
+    mine = [
+        {
+            number: 0.0 if scale is None else sigma0 * math.exp(scale.item())
+            for number, scale in scales.items()
+        }
+        for scales in after_updates
+    ]
+    stages = from_every_rank(mine, parallel_state.get_pipeline_model_parallel_group())
+    merged = [
+        {n: s for stage in of_stages for n, s in stage.items()}
+        for of_stages in zip(*stages, strict=True)
+    ]
+    return [[everywhere[number] for number in sorted(everywhere)] for everywhere in merged]

@@ -70,7 +70,7 @@ class CheckpointSaver:
         self._save: _Save | None = None
 
     def start(self, step: int, counters: dict) -> None:
-        """Copy what training has after `step` steps, and begin to write it.
+        """Copies what training has after `step` steps, and begins to write it.
 
         Args:
             counters: plain values that the loop needs to go on, given back by `load_checkpoint`.
@@ -112,11 +112,11 @@ class CheckpointSaver:
         self._save = _Save(final, partial, nbytes, part, self._thread.submit(write))
 
     def written(self) -> bool:
-        """Whether every rank has written its part, so that `finish` will not wait."""
+        """Returns whether every rank has written its part, so that `finish` will not wait."""
         return self._save is None or all(from_every_rank(self._save.written.done()))
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and make it visible.
+        """Waits for the checkpoint that is being written, if any, and makes it visible.
 
         It gets its name; a thread removes those that `trainer.keep_checkpoints` does not keep.
 
@@ -143,14 +143,14 @@ class CheckpointSaver:
         return Path(self._learner.config.model.path)
 
     def _hf_model(self) -> tuple[list[tuple[str, torch.Tensor]], torch.dtype]:
-        """A copy of all weights on rank 0, under their Hugging Face names; empty elsewhere."""
+        """Copies all weights on rank 0, under their Hugging Face names; nothing elsewhere."""
         dtype = export_dtype(self._source, self._learner.rollout_dtype)
         # The stream yields views that the next bucket overwrites.
         return [(n, t.to("cpu", copy=True)) for n, t in self._export.stream(dtype)], dtype
 
 
 def _detach(part: RankPart, learner: Learner) -> None:
-    """Give the part tensors of its own, in memory that training does not touch.
+    """Gives the part tensors of its own, in memory that training does not touch.
 
     Some are already: Megatron has gathered them for this save.
     """
@@ -169,7 +169,7 @@ def _detach(part: RankPart, learner: Learner) -> None:
 
 
 def _held(learner: Learner) -> Iterator[torch.Tensor]:
-    """Every tensor that training changes."""
+    """Yields every tensor that training changes."""
     for chunk in learner.chunks:
         yield from chunk.parameters()
         yield from chunk.buffers()

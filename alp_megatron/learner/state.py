@@ -28,7 +28,7 @@ _BOUND_TO = (
 
 
 def metadata(config: Config) -> dict:
-    """What a checkpoint says of its own form."""
+    """Returns what a checkpoint says of its own form."""
     return {
         "distrib_optim_sharding_type": config.trainer.distrib_optim_sharding_type,
         "layout": {key: attrgetter(key)(config) for key in _BOUND_TO},
@@ -36,7 +36,7 @@ def metadata(config: Config) -> dict:
 
 
 def load_checkpoint(directory: Path, learner: Learner) -> dict:
-    """Fill weights, s_l, optimizer and schedule; returns the counters. Collective.
+    """Fills weights, s_l, optimizer and schedule; returns the counters. Collective.
 
     Raises:
         UserError: the checkpoint is not for this layout, or lacks what the FP8 recipe needs.
@@ -53,7 +53,7 @@ def load_checkpoint(directory: Path, learner: Learner) -> dict:
 
 
 def load_weights(directory: Path, chunks: list) -> None:
-    """Fill the weights and s_l alone, for a new optimizer. Collective."""
+    """Fills the weights and s_l alone, for a new optimizer. Collective."""
     _fill(chunks, dist_checkpointing.load(_sharded_model(chunks), str(directory / "state")))
 
 
@@ -63,7 +63,7 @@ def _fill(chunks: list, state: dict) -> None:
 
 
 def sharded_state(learner: Learner, form: dict, loading: bool) -> dict:
-    """This rank's part of weights, s_l, optimizer and schedule, as Megatron names them."""
+    """Returns this rank's part of weights, s_l, optimizer and schedule, as Megatron names them."""
     model = _sharded_model(learner.chunks)
     if loading:
         _initialise_optimizer_state(learner.optimizer)
@@ -116,7 +116,7 @@ def _initialise_optimizer_state(optimizer) -> None:
 
 
 def newest_whole(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is what its manifest says; None if there is none at all.
+    """Returns the newest checkpoint that is what its manifest says; None if there is none at all.
 
     Damaged ones are named on stderr and renamed. Collective: every rank reads a part.
 

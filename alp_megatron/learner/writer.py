@@ -38,21 +38,21 @@ class RankPart:
         return sum(t.nbytes for t in self.data.values() if isinstance(t, torch.Tensor))
 
     def detach(self, copied: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put `copied(tensor)` in the place of every tensor."""
+        """Puts `copied(tensor)` in the place of every tensor."""
         for index, value in self.data.items():
             if isinstance(value, torch.Tensor):
                 self.data[index] = copied(value)
 
     def write(self) -> list[WriteResult]:
-        """Write this rank's file and wait for the disk. Calls no other rank."""
+        """Writes this rank's file and waits for the disk. Calls no other rank."""
         return self.writer.write_data(self.plan, self).wait() if self.plan.items else []
 
     def resolve_data(self, item):
-        """The writer asks a planner for its data; here it is this object that has them."""
+        """Answers the writer, which asks a planner for its data; here this object has them."""
         return self.data[item.index]
 
     def finish(self, results: list[list[WriteResult]]) -> None:
-        """Write, on rank 0, where each tensor is: the results of all ranks by rank."""
+        """Writes, on rank 0, where each tensor is: the results of all ranks by rank."""
         FileSystemWriter(self.writer.path).finish(self.metadata, results)
 
 
@@ -81,7 +81,7 @@ class PlannedSave(TorchDistSaveShardedStrategy):
 
 
 def save_now(state: dict, directory: Path, **options) -> None:
-    """`dist_checkpointing.save`, which by itself would use the deprecated writer. Collective."""
+    """Does `dist_checkpointing.save` without the deprecated writer that it takes. Collective."""
     strategy = PlannedSave()
     dist_checkpointing.save(state, str(directory), strategy, **options)
     results = to_first_rank(strategy.part.write())

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from alp_megatron.config.schema import Config
 from alp_megatron.errors import UserError
-from alp_megatron.hf.files import read_hf_config
 from alp_megatron.hf.tensors import HfTensors
 from alp_megatron.learner.learner import Learner
 from alp_megatron.learner.state import load_checkpoint, newest_whole
@@ -83,7 +82,7 @@ def build_run(config: Config, rank: Rank, engine: RolloutEngine | None, resume: 
     assert_keys_agree(NoiseKey(config.seed, run.first_step, 0))
     if rank.is_first:
         task = build_task(config)
-        stops = stop_tokens(config, read_hf_config(config.model.path), task.tokenizer)
+        stops = stop_tokens(config, learner.hf, task.tokenizer)
         run.driver = Driver(config, engine, task, stops)
         run.output = Output(run.run_dir, config, learner, rank, run.first_step if resume else None)
     first_sync(run, fresh=not checkpoint)

@@ -18,7 +18,7 @@ from alp_megatron.learner.learner import (
     replica_microbatches,
     token_logprobs,
 )
-from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.optimizer import log_scales, sigmas
 from alp_megatron.metrics.counts import Counts
 from alp_megatron.objectives.loss import policy_objective
 from alp_megatron.perturbation import NoiseKey
@@ -110,10 +110,10 @@ def update_step(
         key = NoiseKey(config.seed, step, index)
         update = update_policy(learner, minibatch, before, key, measure_clean=measure_clean)
         updates.append(update)
-        scales.append(sigmas(learner.chunks, sigma0))
+        scales.append(log_scales(learner.chunks))
     fp8_metrics |= fp8_update_metrics(learner, sum_counts(updates))
     seconds["envelope"] = sum(update.clean_seconds for update in updates)
-    return StepResult(before, dealt, updates, scales, fp8_metrics, seconds)
+    return StepResult(before, dealt, updates, sigmas(scales, sigma0), fp8_metrics, seconds)
 
 
 def update_policy(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.learner.learner import Learner, token_logprobs
-from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.optimizer import log_scales, sigmas
 from alp_megatron.learner.saver import CheckpointSaver
 from alp_megatron.learner.state import load_checkpoint, newest_whole
 from alp_megatron.perturbation import NoiseKey
@@ -43,7 +43,7 @@ def _steps(learner, trajectories, first, end) -> list[dict]:
     for step in range(first, end):
         update = update_policy(learner, trajectories, None, NoiseKey(7, step, 0))
         sequences = [as_sequence(t) for t in trajectories]
-        scales = sigmas(learner.chunks, learner.config.perturbation.sigma0)
+        scales = sigmas([log_scales(learner.chunks)], learner.config.perturbation.sigma0)[0]
         figures.append(
             {
                 "logprobs": token_logprobs(learner, sequences),

@@ -11,7 +11,7 @@ import alp_megatron.perturbation.layer as perturbed_layer
 from alp_megatron.data.microbatch import Sequence
 from alp_megatron.data.minibatch import as_sequence
 from alp_megatron.learner.learner import Learner, token_logprobs
-from alp_megatron.learner.optimizer import sigmas
+from alp_megatron.learner.optimizer import log_scales, sigmas
 from alp_megatron.model.logprobs import vocab_parallel_logprobs
 from alp_megatron.perturbation import NoiseKey, NoiseRows, add_noise
 from alp_megatron.perturbation.add_noise import LogitsNoise
@@ -234,7 +234,7 @@ def _updates_and_weights(config, rank, run_dir, trajectories, save) -> dict:
     if save:
         trained.set()
         saver.finish()
-    scales = sigmas(learner.chunks, config.perturbation.sigma0)
+    scales = sigmas([log_scales(learner.chunks)], config.perturbation.sigma0)[0]
     weights = {name: tensor.clone() for name, tensor in export.stream(torch.float32)}
     return {"weights": weights, "sigmas": scales, "counters": counters}
 

@@ -31,7 +31,7 @@ from alp_megatron.trainer.record import has_mismatch
 )
 def test_when_the_pass_is_made(monkeypatch, overrides, made):
     monkeypatch.setattr(trainer_step, "token_logprobs", lambda *arguments: {"its": "result"})
-    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [0.0])
+    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [[0.0]])
     config = config_from({"model": {"path": "x"}}, overrides)
     learner = SimpleNamespace(config=config, chunks=[])
     for step, name in enumerate(made):
@@ -59,7 +59,7 @@ def noise_of(monkeypatch, step, *overrides):
     monkeypatch.setattr(trainer_step, "replica_microbatches", lambda *arguments: [batch])
     monkeypatch.setattr(trainer_step, "gather_from_replicas", lambda kept: kept)
     monkeypatch.setattr(trainer_step.Counts, "over_all_ranks", lambda counts: Counter())
-    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [0.0])
+    monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [[0.0]])
     overrides = ["trainer.global_batch_size=2", "seed=5", *overrides]
     learner = Learner(config_from({"model": {"path": "x"}}, overrides))
     samples = [Trajectory(i, i, [1], [2], [1], [-1.0], 0, advantage=0.0) for i in range(8)]
