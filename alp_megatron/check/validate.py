@@ -242,6 +242,12 @@ def _check_sync_interval(config: Config) -> None:
 def _check_optimizer_sharding(config: Config) -> None:
     trainer = config.trainer
     whole = not trainer.use_distributed_optimizer
+    if whole and config.model.params_dtype == "bfloat16":
+        raise UserError(
+            "trainer.use_distributed_optimizer=false with model.params_dtype=bfloat16: Megatron's "
+            "undivided optimizer cannot save weights of two types, and the noise scales stay in "
+            "float32; set trainer.use_distributed_optimizer=true, at any number of replicas."
+        )
     if whole and trainer.distrib_optim_sharding_type == "dp_reshardable":
         raise UserError(
             "trainer.distrib_optim_sharding_type=dp_reshardable is for an optimizer that is split "

@@ -103,8 +103,14 @@ class Learner:
         def loss(output, batch):
             return output[0].sum(), torch.zeros((), dtype=torch.int), keep(*output, batch)
 
+        # Transformer Engine keeps, of a pass in training mode, scales for a recomputation to come.
+        for chunk in self.model:
+            chunk.eval()
         with torch.no_grad():
-            return self._run(batches, temperature, key, loss, forward_only=True)
+            kept = self._run(batches, temperature, key, loss, forward_only=True)
+        for chunk in self.model:
+            chunk.train()
+        return kept
 
     def update(
         self,

@@ -104,8 +104,11 @@ def _check_amax_history(directory: Path, learner: Learner) -> None:
 
 
 def _initialise_optimizer_state(optimizer) -> None:
-    """torch's AdamW makes its moments at the first step, but a load needs places to fill."""
+    """torch's AdamW makes its moments at the first step, but a load needs places to fill; Megatron
+    makes those of its other optimizers, which count steps by group."""
     for part in chained(optimizer):
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            continue
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 state = part.optimizer.state[parameter]

@@ -59,6 +59,7 @@ def policy_config(config: Config, shape: ModelShape) -> PolicyConfig:
         recompute_num_layers=1 if whole else None,
         # The loss is already divided by the global batch's count; Megatron only sums.
         calculate_per_token_loss=True,
+        apply_rope_fusion=torch.cuda.is_available(),
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,

@@ -49,7 +49,7 @@ class PerturbedTransformerLayer(TransformerLayer):
             if noise.counts.of_fp8 and self._computes_in_fp8():
                 count_surviving(self, clean, hidden_states, noise)
         fp8 = getattr(packed_seq_params, "fp8", None) if self._computes_in_fp8() else None
-        with fp8_pass(fp8):
+        with fp8_pass(fp8), self._taking_fp32(hidden_states):
             return super().forward(
                 hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
             )
@@ -61,6 +61,11 @@ class PerturbedTransformerLayer(TransformerLayer):
             return False
         end = self.config.num_layers if settings.layer_end is None else settings.layer_end
         return settings.layer_start <= self.layer_number - 1 < end
+
+    def _taking_fp32(self, hidden_states: Tensor):
+        """Transformer Engine refuses fp32 hidden states beside bf16 weights outside of autocast."""
+        wider = hidden_states.is_cuda and self.config.fp32_residual_connection and self.config.bf16
+        return torch.autocast("cuda", torch.bfloat16, enabled=wider)
 
     def _computes_in_fp8(self) -> bool:
         config = self.config

@@ -20,6 +20,22 @@ _TOO_LOUD = (
 )
 
 
+def quieten_libraries() -> None:
+    """Keeps from the console what Megatron and torch say at each start, and nobody can act on."""
+    # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
+    warnings.filterwarnings("ignore", module="megatron")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
+    # Megatron-Core 0.19 calls its GPTModel deprecated at each start and the checkpoints of 0.16 at
+    # each load, and computes itself a layout that it would rather be given; torch misses a GPU on
+    # machines that have CUDA's compiler.
+    for name in _TOO_LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def run_process(config: Config, job, *arguments) -> int:
     """Joins the run, does `job(config, rank, *arguments)` and leaves. Returns the exit code.
 
@@ -35,18 +51,7 @@ def run_process(config: Config, job, *arguments) -> int:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     # torch puts large tensors on pages of 2 MiB: fresh ones of 4 KiB cost more than a copy of them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Megatron's fall-backs without TE and apex, and what its use of torch has torch say.
-    warnings.filterwarnings("ignore", module="megatron")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
-    warnings.filterwarnings("ignore", message="Please use DTensor instead")
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # norms
-    # Megatron-Core 0.19 calls its GPTModel deprecated at each start and the checkpoints of 0.16 at
-    # each load, and computes itself a layout that it would rather be given; torch misses a GPU on
-    # machines that have CUDA's compiler.
-    for name in _TOO_LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quieten_libraries()
     enable_cpu_megatron()
     from alp_megatron.runtime.mesh import join, leave
 

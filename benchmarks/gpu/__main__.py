@@ -1,7 +1,9 @@
-"""`python -m benchmarks.gpu [PART ...]`: all parts, or those whose name contains a word given.
+"""`python -m benchmarks.gpu [WORD ...]`: all parts, or those whose group is a word given, or whose
+name contains it.
 
-Prints a line for each part and writes `benchmarks/results/DEVICE.json`. Exit code: 0; 1 if a part
-failed or missed a goal; 2 without a GPU.
+Prints the parts and about how long each takes, then a line for each, and writes
+`benchmarks/results/DEVICE.json`. Exit code: 0; 1 if a part failed or missed a goal; 2 without a
+GPU or where no part has such a name.
 """
 
 import json
@@ -22,19 +24,25 @@ def main(words: list[str]) -> int:
         return 2
     import torch
 
-    from benchmarks.gpu.parts import PARTS
+    from benchmarks.gpu.parts import PARTS, chosen
 
-    chosen = {n: p for n, p in PARTS.items() if not words or any(word in n for word in words)}
+    parts = chosen(words)
+    if not parts:
+        groups = ", ".join(sorted({part.group for part in PARTS.values()}))
+        print(f"error: no part is in the group or has the name {words}; groups: {groups}.")
+        return 2
+    for name, part in parts.items():
+        print(f"{part.group}: {name}, about {part.seconds} s", flush=True)
     device = torch.cuda.get_device_name()
     path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
     kept = json.loads(path.read_text())["parts"] if path.exists() else {}
-    for name, part in chosen.items():
-        kept[name] = _outcome(part)
+    for name, part in parts.items():
+        kept[name] = _outcome(part.run)
         print(_line(name, kept[name]), flush=True)
         whole = {"machine": _machine(device), "parts": kept}
         path.write_text(json.dumps(whole, indent=1) + "\n")  # what is done survives a later crash
     print(path)
-    bad = [n for n in chosen if kept[n]["status"] == "failed" or not _all_met(kept[n])]
+    bad = [n for n in parts if kept[n]["status"] == "failed" or not _all_met(kept[n])]
     return 1 if bad else 0
 
 

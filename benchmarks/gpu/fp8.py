@@ -14,7 +14,7 @@ def fp8_products() -> Found:
     """
     need("transformer_engine")
     from transformer_engine.common import recipe as recipes
-    from transformer_engine.pytorch import Linear, fp8_autocast
+    from transformer_engine.pytorch import Linear, autocast
 
     from alp_megatron.check.fp8 import unsupported
 
@@ -41,7 +41,7 @@ def fp8_products() -> Found:
         fp8 = known[name](fp8_format=recipes.Format.HYBRID)
         for _ in range(2):
             inputs, layer.weight.grad = x.clone().requires_grad_(), None
-            with fp8_autocast(enabled=True, fp8_recipe=fp8):
+            with autocast(enabled=True, recipe=fp8):
                 y = layer(inputs)
             y.backward(g)
         theirs = dict(y=y.detach(), dx=inputs.grad, dw=layer.weight.grad)

@@ -44,7 +44,10 @@ def _forward_backward(layer, given: dict) -> tuple[Tensor, Tensor]:
 
 def replayed_layer(config, rank) -> dict:
     """Capture the layer under one key, replay under another, beside eager calls under that."""
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import (
+        get_cuda_rng_tracker,
+        model_parallel_cuda_manual_seed,
+    )
 
     # The states of Megatron's own generators cannot be exchanged during a capture.
     model_parallel_cuda_manual_seed(1, use_cudagraphable_rng=True, force_reset_rng=True)
@@ -58,6 +61,8 @@ def replayed_layer(config, rank) -> dict:
             captured_call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
+    for state in get_cuda_rng_tracker().get_states().values():
+        graph.register_generator_state(state)
     with torch.cuda.graph(graph):
         out, gradient = captured_call()
     noise.key_words.copy_(other.key_words)

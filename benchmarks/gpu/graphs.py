@@ -2,6 +2,8 @@
 
 import torch
 
+from benchmarks.gpu.models import model_directory, training_config
+from benchmarks.gpu.one_rank import one_rank
 from benchmarks.gpu.part import Found, Goal, need
 
 
@@ -42,15 +44,11 @@ def layer_graph_follows_key() -> Found:
     """The same of the whole layer, Transformer Engine's attention and MLP included; in its
     backward pass sums may be made in another order. Never run so far."""
     need("megatron", "transformer_engine", "triton")
-    from benchmarks.gpu.models import training_config
-    from tests.support.workers import Workers
+    config = training_config(model_directory("tiny"), "alp", None)
+    with one_rank(config) as rank:
+        from benchmarks.gpu.graph_jobs import replayed_layer
 
-    workers = Workers(1)
-    try:
-        config = training_config("configs/models/arithmetic", "alp", None)
-        figures = workers.run("benchmarks.gpu.graph_jobs:replayed_layer", config, 1)[0]
-    finally:
-        workers.close()
+        figures = replayed_layer(config, rank)
     goals = [
         Goal("replay of the layer is bitwise eager", figures["bitwise_equal"], at_least=1),
         Goal("error of s_l's gradient", figures["gradient_relative_error"], at_most=0.01),

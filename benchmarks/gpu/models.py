@@ -2,15 +2,23 @@
 
 import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
 from alp_megatron.config.load import config_from
 from alp_megatron.config.schema import Config
 from alp_megatron.data.trajectory import Trajectory
-from tests.support.models import SMALL, make_model
 
-SHAPES = {
+SHAPES: dict[str, dict] = {
+    # Weights large enough for attention to be sharp.
+    "tiny": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        initializer_range=0.1,
+    ),
     "0.5B": dict(
         hidden_size=896,
         intermediate_size=4864,
@@ -32,13 +40,29 @@ SHAPES = {
 SAMPLES, TOKENS = 16, 1024  # of an update
 
 
-@contextmanager
-def model_directory(name: str) -> Iterator[str]:
-    """A Hugging Face directory of that shape in bf16."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield make_model(
-            directory, SMALL | SHAPES[name], dtype="bfloat16", max_position_embeddings=4096
-        )
+@cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
+
+
+@cache
+def model_directory(name: str) -> str:
+    """Returns a Hugging Face directory of that shape in bf16; no tensor has a trivial value."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        **SHAPES[name], tie_word_embeddings=True, max_position_embeddings=4096, eos_token_id=2
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    path = f"{_scratch().name}/{name.replace(' ', '_')}"
+    model.save_pretrained(path)
+    return path
 
 
 def training_config(path: str, method: str, recipe: str | None) -> Config:

@@ -35,7 +35,8 @@ def rollouts(quantization: Literal["none", "fp8"]) -> Found:
     from alp_megatron.weights.verify import digest
     from benchmarks.gpu.models import model_directory, training_config
 
-    with model_directory("0.5B") as path, tempfile.TemporaryDirectory() as scratch:
+    path = model_directory("0.5B")
+    with tempfile.TemporaryDirectory() as scratch:
         config = training_config(path, "alp", None)
         config.rollout.quantization = quantization
         config.rollout.max_model_len = 512

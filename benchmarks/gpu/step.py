@@ -5,6 +5,14 @@ from statistics import median
 
 import torch
 
+from benchmarks.gpu.models import (
+    SAMPLES,
+    TOKENS,
+    flops_of_an_update,
+    model_directory,
+    training_config,
+)
+from benchmarks.gpu.one_rank import one_rank
 from benchmarks.gpu.part import Found, Goal, Part, need
 
 ROUNDS = 20
@@ -27,28 +35,11 @@ def step(model: str, recipe: str | None) -> Found:
     MFU is in units of the bf16 peak, under FP8 too, so that the two can be compared.
     """
     need("megatron", "transformer_engine", "transformers")
-    from benchmarks.gpu.models import (
-        SAMPLES,
-        TOKENS,
-        flops_of_an_update,
-        model_directory,
-        training_config,
-    )
-    from tests.support.workers import Workers
+    path = model_directory(model)
+    with one_rank(training_config(path, "bypass", recipe)) as rank:
+        from benchmarks.gpu.step_jobs import update_seconds
 
-    workers = Workers(1)
-    try:
-        with model_directory(model) as path:
-            seconds = workers.run(
-                "benchmarks.gpu.step_jobs:update_seconds",
-                training_config(path, "bypass", recipe),
-                1,
-                path=path,
-                recipe=recipe,
-                rounds=ROUNDS,
-            )[0]
-    finally:
-        workers.close()
+        seconds = update_seconds(rank, path, recipe, ROUNDS)
     ratio = median(a / b for a, b in zip(seconds["alp"], seconds["bypass"], strict=True))
     bare = median(seconds["bypass"])
     figures = {

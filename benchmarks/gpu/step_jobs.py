@@ -9,7 +9,7 @@ from benchmarks.gpu.models import samples, training_config
 from benchmarks.rounds import seconds_by_rounds
 
 
-def update_seconds(config, rank, path: str, recipe: str | None, rounds: int) -> dict:
+def update_seconds(rank, path: str, recipe: str | None, rounds: int) -> dict:
     """Seconds of an update with `alp` and with `bypass` in each round."""
     steps = {m: _step(training_config(path, m, recipe), rank) for m in ("alp", "bypass")}
     return seconds_by_rounds(steps, rounds, warm_up=3, meet=torch.cuda.synchronize)

@@ -288,3 +288,11 @@ def test_only_a_split_optimizer_is_saved_in_its_splits(configure):
     validate(configure(wanted))
     whole = "trainer.use_distributed_optimizer=false"
     assert "set trainer.use_distributed_optimizer=true" in refusal(configure(wanted, whole))
+
+
+def test_an_undivided_optimizer_has_weights_of_one_type(configure):
+    whole = "trainer.use_distributed_optimizer=false"
+    validate(configure(whole))
+    assert "cannot save weights of two types" in refusal(
+        configure(whole, "model.params_dtype=bfloat16")
+    )

@@ -17,6 +17,12 @@ def nonzero(scales: Tensor) -> Tensor:
     return torch.where(scales == 0, OF_ZEROS, scales)
 
 
+def divided(values: Tensor, by: float) -> Tensor:
+    """Returns values / by with the same bits on every device: CUDA would multiply by the inverse of
+    a number, but divides by a tensor."""
+    return values / torch.full((), by, dtype=values.dtype, device=values.device)
+
+
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # Of float32 in the cache of one core: going through memory instead makes it three times slower.
@@ -46,7 +52,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros has codes 0.
     """
     weight = weight.float()
-    scales = nonzero(weight.abs().amax(1, keepdim=True) / (INT8_LEVELS / 2))
+    scales = nonzero(divided(weight.abs().amax(1, keepdim=True), INT8_LEVELS / 2))
     return (weight / scales).round_().clamp_(-128, 127).to(torch.int8), scales
 
 
@@ -66,7 +72,7 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     half to even. A row of zeros has codes 0.
     """
     weight = weight.float()
-    scales = nonzero(weight.abs().amax(1, keepdim=True) / LARGEST)
+    scales = nonzero(divided(weight.abs().amax(1, keepdim=True), LARGEST))
     return saturate(weight / scales, E4M3), scales
 
 
@@ -80,7 +86,7 @@ def quantize_fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     padded = pad(weight.float(), (0, -k % BLOCK, 0, -n % BLOCK))
     rows, columns = padded.shape[0] // BLOCK, padded.shape[1] // BLOCK
     blocks = padded.view(rows, BLOCK, columns, BLOCK)
-    scales = nonzero(blocks.abs().amax((1, 3)) / LARGEST)
+    scales = nonzero(divided(blocks.abs().amax((1, 3)), LARGEST))
     codes = (blocks / scales[:, None, :, None]).view(padded.shape)[:n, :k]
     return saturate(codes, E4M3).contiguous(), scales
 
@@ -97,7 +103,7 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """
     n, k = weight.shape
     groups = weight.float().view(n, k // group, group)
-    scales = nonzero((groups.abs().amax(2) / (INT4_LEVELS / 2)).to(weight.dtype))
+    scales = nonzero(divided(groups.abs().amax(2), INT4_LEVELS / 2).to(weight.dtype))
     codes = (groups / scales.float()[..., None]).round_().clamp_(-8, 7)
     return codes.view(n, k).to(torch.int8), scales
 
