@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from alp_megatron.metrics.counts import Counts
+from alp_megatron.runtime.device import on_device
 
 PAD_SAMPLE_ID = -1
 
@@ -90,7 +91,7 @@ def pack(
         lengths.append(tail)
 
     def tensor(values):
-        return torch.tensor(values, dtype=torch.int64, device=device)
+        return on_device(values, torch.int64, device)
 
     counts = Counts(device)
     counts.add("tokens", len(tokens))

@@ -1,6 +1,8 @@
 """Makes mini-batches of trajectories, and the inputs of their loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,26 +83,30 @@ class MiniBatch:
                 counted = made.kept
         return cls(by_id, old_logprobs, corrections, int(counted.sum()), len(by_id) - lost)
 
-    def loss_inputs(self, logprobs: Tensor, batch: MicroBatch) -> LossInputs:
-        """Returns the flat tensors of one micro-batch, aligned with its predicted tokens."""
+    def loss_inputs(
+        self, batch: MicroBatch, dtype: torch.dtype = torch.float32
+    ) -> Callable[[Tensor], LossInputs]:
+        """Returns LossInputs of one micro-batch but for the log-probabilities, which its forward
+        pass makes: flat tensors on its device, aligned with its predicted tokens."""
         members = [self.trajectories[i] for i in batch.sequence_sample_ids]
+        device = batch.tokens.device
 
         def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts or [torch.empty(0)]).to(logprobs.device)
+            return torch.cat(parts or [torch.empty(0)]).to(device)
 
         def flat(values: list[list[float]]) -> Tensor:
-            return _flat(values).to(logprobs)
+            return _flat(values).to(device, dtype)
 
         old = correction = None
         if self.old_logprobs is not None:
-            old = joined([self.old_logprobs[t.sample_id] for t in members]).to(logprobs)
+            old = joined([self.old_logprobs[t.sample_id] for t in members]).to(dtype)
         if self.corrections is not None:
             of_members = [self.corrections[t.sample_id] for t in members]
             correction = Correction(
                 joined([c.weight for c in of_members]), joined([c.kept for c in of_members]).bool()
             )
-        return LossInputs(
-            logprobs=logprobs,
+        return partial(
+            LossInputs,
             rollout_logprobs=flat([t.rollout_logprobs for t in members]),
             old_logprobs=old,
             advantages=flat([[t.advantage] * len(t.response_ids) for t in members]),

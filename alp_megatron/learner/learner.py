@@ -171,14 +171,18 @@ def token_logprobs(
     Collective, with the same result on every rank. Unperturbed, unless a key is given.
     """
     batches = replica_microbatches(learner, sequences)
+    lengths = {s.sample_id: len(s.token_ids) - s.first_predicted for s in sequences}
 
-    def keep(logprobs: Tensor, entropies: Tensor, batch: MicroBatch) -> dict[int, Tensor]:
-        lengths = torch.bincount(batch.sequence_index, minlength=len(batch.sequence_sample_ids))
-        parts = logprobs.cpu().split(lengths.tolist())
-        return dict(zip(batch.sequence_sample_ids, parts, strict=True))
+    def keep(logprobs: Tensor, entropies: Tensor, batch: MicroBatch) -> tuple[list[int], Tensor]:
+        return batch.sequence_sample_ids, logprobs
 
     kept = learner.forward(batches, temperature, keep, key)
-    return {i: part for of in gather_from_replicas(kept) for i, part in of.items()}
+    on_host = [(ids, logprobs.cpu()) for ids, logprobs in kept]  # once all are under way
+    return {
+        sample_id: part
+        for ids, logprobs in gather_from_replicas(on_host)
+        for sample_id, part in zip(ids, logprobs.split([lengths[i] for i in ids]), strict=True)
+    }
 
 
 def replica_microbatches(learner: Learner, sequences: list[Sequence]) -> list[MicroBatch]:

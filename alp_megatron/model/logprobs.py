@@ -50,8 +50,9 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             logits = _logits(hidden, rows, weight, temperature, vocab_size, first, noise)
             grad = (logits - log_normalizer[rows, None]).exp_().neg_()
             local = targets[rows] - first
-            mine = ((local >= 0) & (local < weight.shape[0])).nonzero()[:, 0]
-            grad[mine, local[mine]] += 1.0
+            mine = (local >= 0) & (local < weight.shape[0])
+            at_target = local.clamp(0, weight.shape[0] - 1)[:, None]
+            grad.scatter_add_(1, at_target, mine[:, None].to(grad.dtype))
             grad *= (grad_logprobs[rows] / temperature)[:, None]
             grad = grad.to(hidden.dtype)
             grad_hidden[rows] = grad @ weight

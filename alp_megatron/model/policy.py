@@ -1,6 +1,7 @@
 """Builds the policy network: Megatron's GPT model with a log-probability head."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -19,6 +20,7 @@ from alp_megatron.model.specs import block_spec
 from alp_megatron.model.transformer_config import PolicyConfig, padded_vocab_size, policy_config
 from alp_megatron.perturbation import NoiseKey, NoiseRows
 from alp_megatron.perturbation.add_noise import LogitsNoise
+from alp_megatron.runtime.device import on_device
 
 
 @dataclass
@@ -57,11 +59,12 @@ def packed_params(
         temperature=temperature,
     )
     if batch.tokens.is_cuda:  # Transformer Engine's packed attention and rope
-        ends = torch.tensor(batch.segment_lengths, device=batch.tokens.device).cumsum(0)
-        cu_seqlens = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+        ends = [0, *accumulate(batch.segment_lengths)]
+        cu_seqlens = on_device(ends, torch.int32, batch.tokens.device)
         params.qkv_format = "thd"
         params.cu_seqlens_q = params.cu_seqlens_kv = cu_seqlens
         params.max_seqlen_q = params.max_seqlen_kv = max(batch.segment_lengths)
+        params.pad_between_seqs = False  # else Transformer Engine compares tensors to find out
     else:
         params.qkv_format = "sbhd"
         params.attention_layout = AttentionLayout.of(batch.segment_lengths)

@@ -52,11 +52,11 @@ class _AddNoise(torch.autograd.Function):
             noise.sample_ids,
             noise.positions,
             rows,
-            scale.expand(len(rows)).contiguous(),
+            scale.expand(len(rows)),
             out.view(-1, h),
             noise.counts["noise_changed"],
         )
-        noise.counts.add("noise_total", noise.rows * h)
+        noise.counts["noise_total"].add_(noise.rows, alpha=h)
         return out
 
     @staticmethod

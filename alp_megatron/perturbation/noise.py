@@ -12,6 +12,7 @@ from torch import Tensor
 from alp_megatron.errors import UserError
 from alp_megatron.metrics.counts import Counts
 from alp_megatron.perturbation.philox import MAX_CHANNELS, MAX_LAYERS, philox4x32
+from alp_megatron.runtime.device import on_device
 from alp_megatron.runtime.mesh import from_every_rank
 
 # Separates this use of Philox from any other under the same seed: "ALP noise" in ASCII.
@@ -80,7 +81,7 @@ class NoiseRows:
         assert self.sample_ids.dim() == 1 and self.sample_ids.shape == self.positions.shape
         assert self.sample_ids.dtype == self.positions.dtype == torch.int64
         device = self.sample_ids.device
-        self.key_words = torch.tensor(self.key.words(), dtype=torch.int64, device=device)
+        self.key_words = on_device(self.key.words(), torch.int64, device)
         self.rows = (self.sample_ids >= 0).sum()
         if self.counts is None:
             self.counts = Counts(device)
@@ -133,7 +134,7 @@ def gaussian(
             f"[0, {MAX_CHANNELS})"
         )
     device = sample_ids.device
-    words = torch.tensor(key.words(), dtype=torch.int64, device=device)
+    words = on_device(key.words(), torch.int64, device)
     out = torch.empty(len(sample_ids), hidden_size, dtype=torch.float32, device=device)
     kernels(device).fill(words, layer, sample_ids, positions, channel_start, out)
     return out

@@ -106,11 +106,23 @@ def _fill(key, layer, sample_ids, positions, channel_start, out, h, TILES: tl.co
 
 
 @triton.jit(do_not_specialize=["layer"])
-def _add(key, layer, sample_ids, positions, hidden, scale, out, changed, h, TILES: tl.constexpr):
+def _add(
+    key,
+    layer,
+    sample_ids,
+    positions,
+    hidden,
+    scale,
+    scale_stride,
+    out,
+    changed,
+    h,
+    TILES: tl.constexpr,
+):
     row, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILES
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
     sample_id, position = tl.load(sample_ids + row), tl.load(positions + row)
-    sigma = tl.where(sample_id < 0, 0.0, tl.load(scale + row))
+    sigma = tl.where(sample_id < 0, 0.0, tl.load(scale + row * scale_stride))
     differ = tl.zeros([4 * _BLOCKS], dtype=tl.int32)
     for tile in tl.static_range(TILES):
         first = (tiles + tile) * _BLOCKS
@@ -157,15 +169,15 @@ def fill(key, layer, sample_ids, positions, channel_start, out) -> None:
 def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
     """Sets out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
 
-    scale is fp32 [n]; changed, int64 [], grows by the number of elements that differ from
-    hidden after the rounding. Rows with a negative sample id are copied.
+    scale is fp32 [n], of any stride; changed, int64 [], grows by the number of elements that
+    differ from hidden after the rounding. Rows with a negative sample id are copied.
     """
     assert hidden.dtype == out.dtype and out.is_contiguous()
     n, h = hidden.shape
     grid, tiles = _grid(n, (h + 3) // 4)
     rows = (sample_ids.contiguous(), positions.contiguous(), hidden.contiguous())
     with torch.cuda.device_of(out):
-        _add[grid](key, layer, *rows, scale, out, changed, h, TILES=tiles)
+        _add[grid](key, layer, *rows, scale, scale.stride(0), out, changed, h, TILES=tiles)
 
 
 def dot(key, layer, sample_ids, positions, grad) -> torch.Tensor:

@@ -22,6 +22,7 @@ from alp_megatron.learner.optimizer import log_scales, sigmas
 from alp_megatron.metrics.counts import Counts
 from alp_megatron.objectives.loss import policy_objective
 from alp_megatron.perturbation import NoiseKey
+from alp_megatron.runtime.device import on_device
 from alp_megatron.trainer.fp8_metrics import fp8_mismatch, fp8_update_metrics
 
 
@@ -134,9 +135,11 @@ def update_policy(
     method = METHODS[config.objective.method]
     data = MiniBatch.of(config.objective, trajectories, old_logprobs)
     batches = replica_microbatches(learner, [as_sequence(t) for t in trajectories])
+    # Made beforehand, and looked at afterwards: in between nothing waits for the device.
+    inputs_of = {id(batch): data.loss_inputs(batch) for batch in batches}
 
     def observe(logprobs: Tensor, entropies: Tensor, batch: MicroBatch):
-        inputs = data.loss_inputs(logprobs, batch)
+        inputs = inputs_of[id(batch)](logprobs)
         output = policy_objective(config.objective, inputs)
         tokens = {
             "sample_id": _per_token(batch),
@@ -149,24 +152,26 @@ def update_policy(
         }
         if inputs.correction is not None:
             tokens["weight"], tokens["kept"] = inputs.correction.weight, inputs.correction.kept
-        return output.loss, {name: t.detach().cpu().numpy() for name, t in tokens.items()}
+        return output.loss, {name: t.detach() for name, t in tokens.items()}
 
     def loss(*output):
         value, tokens = observe(*output)
-        return value, {"tokens": tokens, "loss": float(value.detach())}
+        return value, {"tokens": tokens, "loss": value.detach()}
 
     # A sample is enough: it costs two more norms and roundings in every layer.
     batches[0].counts.of_fp8 = config.model.fp8 is not None and key.update == 0
     started, clean = time.perf_counter(), None
     if measure_clean and method.perturbed:
         seen = learner.forward(batches, config.rollout.temperature, lambda *o: observe(*o)[1])
-        clean = _by_sample(gather_from_replicas(seen))
+        clean = _by_sample(gather_from_replicas([_on_host(tokens) for tokens in seen]))
     clean_seconds = time.perf_counter() - started
 
     noise = key if method.perturbed else None
     result = learner.update(batches, config.rollout.temperature, loss, noise)
 
-    kept = gather_from_replicas(result.kept)
+    kept = gather_from_replicas(
+        [{"tokens": _on_host(k["tokens"]), "loss": float(k["loss"])} for k in result.kept]
+    )
     tokens = _by_sample([k["tokens"] for k in kept])
     return UpdateRecord(
         tokens,
@@ -184,8 +189,12 @@ def sum_counts(updates: list[UpdateRecord]) -> Counter[str]:
 
 
 def _per_token(batch: MicroBatch) -> Tensor:
-    ids = torch.tensor(batch.sequence_sample_ids, device=batch.sequence_index.device)
+    ids = on_device(batch.sequence_sample_ids, torch.int64, batch.sequence_index.device)
     return ids[batch.sequence_index]
+
+
+def _on_host(tokens: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.cpu().numpy() for name, values in tokens.items()}
 
 
 def _by_sample(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

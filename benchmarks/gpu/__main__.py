@@ -87,18 +87,17 @@ def _all_met(outcome: dict) -> bool:
 
 
 def _machine(device: str) -> dict:
-    from importlib import metadata
-
     import torch
 
+    from alp_megatron.runtime.machine import installed_version
+
     packages = ("megatron-core", "transformer-engine", "vllm", "triton")
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {
         "device": device,
         "capability": list(torch.cuda.get_device_capability()),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        **{name: found.get(name) for name in packages},
+        **{name: installed_version(name) for name in packages},
     }
 
 

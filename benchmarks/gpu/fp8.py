@@ -10,7 +10,7 @@ def fp8_products() -> Found:
 
     Both round the same bf16 operands; what is left is how tensor cores accumulate and the result's
     rounding to bf16, 2^-9 of a number. The delayed recipe has a scale of 1 in its first pass; in a
-    second one on the same operands its scales are tensorwise's. Never run so far.
+    second one on the same operands its scales are tensorwise's.
     """
     need("transformer_engine")
     from transformer_engine.common import recipe as recipes

@@ -42,7 +42,7 @@ def graph_follows_key() -> Found:
 
 def layer_graph_follows_key() -> Found:
     """The same of the whole layer, Transformer Engine's attention and MLP included; in its
-    backward pass sums may be made in another order. Never run so far."""
+    backward pass sums may be made in another order."""
     need("megatron", "transformer_engine", "triton")
     config = training_config(model_directory("tiny"), "alp", None)
     with one_rank(config) as rank:

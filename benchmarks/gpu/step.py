@@ -16,6 +16,7 @@ from benchmarks.gpu.one_rank import one_rank
 from benchmarks.gpu.part import Found, Goal, Part, need
 
 ROUNDS = 20
+RECIPES = {"7B width": (None, "tensorwise", "blockwise"), "0.5B": (None, "tensorwise")}
 # Dense tensor-core peaks of the SXM modules, TFLOP/s (NVIDIA's data sheets), by device name.
 BF16_PEAKS = {"H100": 989, "H200": 989, "B200": 2250}
 
@@ -24,8 +25,8 @@ def step_parts() -> dict[str, Part]:
     """One part for each model and precision."""
     return {
         f"step: {model}, {recipe or 'bf16'}": partial(step, model, recipe)
-        for model in ("0.5B", "7B width")
-        for recipe in (None, "tensorwise")
+        for model, recipes in RECIPES.items()
+        for recipe in recipes
     }
 
 

@@ -258,3 +258,16 @@ def test_a_checkpoint_is_read_in_another_layout(workers, tied_model, tmp_path):
         )[0]
         for name, tensor in unbroken["weights"].items():
             torch.testing.assert_close(resumed["weights"][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["alp", "icepop", "gspo"])
+@pytest.mark.parametrize("layout", [None, "tp2-sp"])
+def test_the_host_runs_ahead_of_a_gpu(workers, tied_model, layout, method):
+    """Within a pass nothing needs a value or a size from the device. A log-prob pass is in
+    evaluation mode: in training mode Transformer Engine would keep its scales for a recomputation.
+    """
+    config = config_for(tied_model, layout, objective={"method": method})
+    found = workers.run(
+        JOBS + "what_waits", config, processes_of(layout), trajectories=some_trajectories()
+    )[0]
+    assert found == {"log-probs": ([], False), "update": ([], True), "afterwards": True}

@@ -216,7 +216,7 @@ def loss_of(method, masks=((1, 1), (1,)), **settings):
     rows = [as_sequence(t) for t in trajectories]
     batch = pack(rows, packing=True, total_length=5, device=torch.device("cpu"))
     policy = torch.tensor(sum(logs(PI), []), dtype=torch.float64, requires_grad=True)
-    loss = policy_objective(objective, mini.loss_inputs(policy, batch)).loss
+    loss = policy_objective(objective, mini.loss_inputs(batch, torch.float64)(policy)).loss
     return loss.item(), torch.autograd.grad(loss, policy)[0].tolist(), mini
 
 

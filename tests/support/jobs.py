@@ -21,6 +21,7 @@ from alp_megatron.trainer.step import update_policy, update_step
 from alp_megatron.weights.export import WeightExport
 from benchmarks.gpu.graph_jobs import layer_calls
 from tests.support.layouts import KEY, NUM_SAMPLES
+from tests.support.waits import FindWaits
 
 
 def logprobs(
@@ -119,6 +120,25 @@ def _gradients_of(learner, trajectories: list, old_logprobs: dict | None = None)
         "effective_fraction": record.counts["noise_changed"] / max(record.counts["noise_total"], 1),
         "padding_share": record.counts["padding"] / record.counts["tokens"],
     }
+
+
+def what_waits(config, rank, trajectories: list) -> dict:
+    """What would wait for a GPU between the first micro-batch of an update, or of a log-prob pass,
+    and its last; and whether the model was in training mode then."""
+    learner = Learner(config, rank.device)
+    schedule, found = learner._forward_backward, {}
+
+    def watched(**arguments):
+        with FindWaits() as waits:
+            kept = schedule(**arguments)
+        name = "log-probs" if arguments["forward_only"] else "update"
+        found[name] = (waits.found, learner.chunks[0].training)
+        return kept
+
+    learner._forward_backward = watched
+    old = token_logprobs(learner, [as_sequence(t) for t in trajectories])
+    update_policy(learner, trajectories, old, KEY)
+    return found | {"afterwards": learner.chunks[0].training}
 
 
 def weights_after_updates(config, rank, trajectories: list, updates: int) -> dict:

@@ -4,8 +4,8 @@ booked, only where something needs it."""
 from collections import Counter
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
 
 from alp_megatron.config.load import config_from
 from alp_megatron.data.trajectory import Trajectory
@@ -49,7 +49,7 @@ class Learner:
 
     def update(self, batches, temperature, loss, noise):
         self.noise.append(noise)
-        kept = {"tokens": {"sample_id": np.zeros(1)}, "loss": 0.0}
+        kept = {"tokens": {"sample_id": torch.zeros(1)}, "loss": 0.0}
         return SimpleNamespace(kept=[kept], grad_norm=0.0, skipped=False)
 
 
@@ -57,6 +57,7 @@ def noise_of(monkeypatch, step, *overrides):
     """The noise of each update of a step of 8 samples in 4 mini-batches."""
     batch = SimpleNamespace(counts=SimpleNamespace())
     monkeypatch.setattr(trainer_step, "replica_microbatches", lambda *arguments: [batch])
+    monkeypatch.setattr(trainer_step.MiniBatch, "loss_inputs", lambda *arguments: None)
     monkeypatch.setattr(trainer_step, "gather_from_replicas", lambda kept: kept)
     monkeypatch.setattr(trainer_step.Counts, "over_all_ranks", lambda counts: Counter())
     monkeypatch.setattr(trainer_step, "sigmas", lambda *arguments: [[0.0]])

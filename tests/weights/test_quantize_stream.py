@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alp_megatron.errors import UserError
 from alp_megatron.perturbation.noise import NoiseKey
@@ -168,3 +169,26 @@ def test_it_is_the_counter_based_generators_noise():
 
 def test_it_keeps_the_dtype():
     assert noised(dtype=torch.bfloat16)[LINEAR].dtype == torch.bfloat16
+
+
+class DividesByNumbers(TorchDispatchMode):
+    """Collects the numbers by which a tensor is divided."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__.startswith("div"):
+            self.numbers += [a for a in args[1:] if not isinstance(a, torch.Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantization", FORMATS)
+def test_scales_are_quotients_of_tensors(weights, quantization):
+    """By a number, CUDA multiplies with its inverse: the scales, and then the codes, of a trainer
+    on a GPU were not those that the first sync makes of the checkpoint on a CPU."""
+    with DividesByNumbers() as division:
+        torch.ones(2) / 3
+        dict(quantized(weights.items(), scheme_of(SHAPES, quantization, ())))
+    assert division.numbers == [3]
