@@ -3,7 +3,7 @@
 # make test-slow      the tests marked slow
 # make test-slurm     the tests marked slurm, on a Slurm of their own (installed by apt, needs root)
 # make bench          the benchmarks
-# make gpu            everything that only a GPU can show (GPU_PARTS="noise step": some of it)
+# make gpu            everything that only a GPU can show (GPU_PARTS=first: a group; docs/gpu.md)
 #
 # PYTHON=... names the Python 3.12 that .venv is made with; without it, one is looked for.
 

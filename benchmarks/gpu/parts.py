@@ -15,7 +15,7 @@ from benchmarks.gpu.part import Found, Goal, Part, need
 from benchmarks.gpu.rollouts import rollout_parts
 from benchmarks.gpu.specs import specs_agree
 from benchmarks.gpu.spin import waiting_beside_work
-from benchmarks.gpu.step import step_parts
+from benchmarks.gpu.step import gpu_work_parts, step_parts
 from benchmarks.gpu.training import fp8_recipes, quickstart
 
 
@@ -45,17 +45,18 @@ def _planned(group: str, seconds: int, parts: dict[str, Part]) -> dict[str, Plan
 
 PARTS: dict[str, Planned] = {
     **_planned("first", 10, {"noise: the CPU's": noise_agrees}),
-    **_planned("first", 5, {"noise: bandwidth": noise_bandwidth}),
-    **_planned("first", 5, {"codes: the CPU's": codes_agree}),
-    **_planned("first", 20, {"FP8: Transformer Engine against the emulation": fp8_products}),
-    **_planned("first", 30, {"specs: Transformer Engine against transformers": specs_agree}),
-    **_planned("first", 20, {"learner: update, save, resume, update": resumes}),
-    **_planned("first", 30, {"learner: delayed FP8 with recomputation": delayed_with_recompute}),
-    **_planned("first", 10, {"learner: fp32 between the layers": fp32_residual}),
-    **_planned("graph", 5, {"noise: CUDA graph": graph_follows_key}),
-    **_planned("graph", 20, {"layer: CUDA graph": layer_graph_follows_key}),
-    **_planned("speed", 40, step_parts()),
-    **_planned("speed", 10, {"waiting collectives beside work": waiting_beside_work}),
+    **_planned("first", 1, {"noise: bandwidth": noise_bandwidth}),
+    **_planned("first", 1, {"codes: the CPU's": codes_agree}),
+    **_planned("first", 10, {"FP8: Transformer Engine against the emulation": fp8_products}),
+    **_planned("first", 15, {"specs: Transformer Engine against transformers": specs_agree}),
+    **_planned("first", 10, {"learner: update, save, resume, update": resumes}),
+    **_planned("first", 15, {"learner: delayed FP8 with recomputation": delayed_with_recompute}),
+    **_planned("first", 2, {"learner: fp32 between the layers": fp32_residual}),
+    **_planned("graph", 1, {"noise: CUDA graph": graph_follows_key}),
+    **_planned("graph", 1, {"layer: CUDA graph": layer_graph_follows_key}),
+    **_planned("speed", 30, step_parts()),
+    **_planned("speed", 20, gpu_work_parts()),
+    **_planned("speed", 2, {"waiting collectives beside work": waiting_beside_work}),
     **_planned("engine", 15, {"weights: CUDA IPC": weights_cross}),
     **_planned("engine", 120, rollout_parts()),
     **_planned("train", 10, {"doctor": doctor_is_content}),

@@ -30,6 +30,22 @@ def step_parts() -> dict[str, Part]:
     }
 
 
+def gpu_work_parts() -> dict[str, Part]:
+    return {f"step: the GPU's own work, {model}": partial(gpu_work, model) for model in RECIPES}
+
+
+def gpu_work(model: str) -> Found:
+    """Milliseconds of all kernels of one update, and of the noise's, with `alp` and `bypass`: what
+    is left of the update's seconds is the host's."""
+    need("megatron", "transformer_engine", "transformers")
+    path = model_directory(model)
+    with one_rank(training_config(path, "bypass", None)) as rank:
+        from benchmarks.gpu.step_jobs import kernel_milliseconds
+
+        figures = {m: kernel_milliseconds(rank, path, m) for m in ("alp", "bypass")}
+    return Found(figures, note="one update under torch's profiler")
+
+
 def step(model: str, recipe: str | None) -> Found:
     """Seconds of an update with method alp over bypass; tokens/s and MFU of bypass.
 
