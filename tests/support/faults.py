@@ -193,8 +193,8 @@ FAULTS = [
     Fault(
         "resharding",
         "int8 scale from 127 instead of 127.5",
-        "scales = nonzero(weight.abs().amax(1, keepdim=True) / (INT8_LEVELS / 2))",
-        "scales = nonzero(weight.abs().amax(1, keepdim=True) / (INT8_LEVELS // 2))",
+        "divided(weight.abs().amax(1, keepdim=True), INT8_LEVELS / 2)",
+        "divided(weight.abs().amax(1, keepdim=True), INT8_LEVELS // 2)",
         ("weights/test_quantize_codes.py",),
     ),
     Fault(
