@@ -96,7 +96,7 @@ class Command:
                 continue
             if who == "command" and process.pid == self.process.pid:
                 return process
-            if who == "engine" and "vllm_process" in words:
+            if who == "engine" and "rollout.vllm.process" in words:
                 return process
             if f"rank {environment.get('RANK')}" == who and "alp_megatron.commands" in words:
                 return process
