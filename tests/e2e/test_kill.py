@@ -29,7 +29,7 @@ def check_files_are_whole(run_dir):
         assert load_file(checkpoint / "hf" / "model.safetensors")
         assert damage(checkpoint) is None
         state = checkpoint / "state"
-        assert (state / "common.pt").exists() and (state / "metadata.json").exists()
+        assert (state / "metadata.json").exists()
         for part in FileSystemReader(state).read_metadata().storage_data.values():
             assert (state / part.relative_path).stat().st_size >= part.offset + part.length
 
