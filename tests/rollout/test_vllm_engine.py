@@ -142,13 +142,27 @@ def test_the_seed_decides_the_samples(case):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
 def test_sampled_logprobs_are_at_the_sampling_temperature(case, temperature):
-    tolerance = 1e-4 if case.dtype == "float32" else 0.2
-    for prompt, samples in zip(
-        PROMPTS, case.engine.generate(PROMPTS, spec(temperature=temperature)), strict=True
-    ):
-        for sample in samples:
-            expected = hf_logprobs(case.old, prompt + sample.response_ids, temperature)
-            assert largest(sample.rollout_logprobs, expected[len(prompt) - 1 :]) < tolerance
+    generated = case.engine.generate(PROMPTS, spec(temperature=temperature))
+    pairs = [(p, s) for p, of in zip(PROMPTS, generated, strict=True) for s in of]
+
+    def expected(dtype: str) -> torch.Tensor:
+        scored = [
+            (p, hf_logprobs(case.old, p + s.response_ids, temperature, dtype)) for p, s in pairs
+        ]
+        return torch.cat([logprobs[len(prompt) - 1 :] for prompt, logprobs in scored])
+
+    sampled = torch.tensor([x for _, s in pairs for x in s.rollout_logprobs])
+    check_as_exact_as_transformers(case.dtype, sampled, expected)
+
+
+def check_as_exact_as_transformers(dtype: str, ours: torch.Tensor, of) -> None:
+    """In bfloat16: as far from the exact values as another implementation's, and no farther."""
+    exact = of("float32")
+    if dtype == "float32":
+        assert largest(ours, exact) < 1e-4
+        return
+    error, usual = ((values - exact).abs().mean() for values in (ours, of("bfloat16")))
+    assert 0 < error < 1.5 * usual
 
 
 def test_greedy_takes_the_likeliest_token(case):
@@ -163,15 +177,11 @@ def test_greedy_takes_the_likeliest_token(case):
 
 
 def test_score_equals_transformers(case):
-    scores = sum(case.engine.score(SEQUENCES), [])
-    exact = torch.cat([hf_logprobs(case.old, tokens) for tokens in SEQUENCES])
-    if case.dtype == "float32":
-        assert largest(scores, exact) < 1e-4
-        return
-    # As far from the exact values as another implementation's bfloat16 is, and no farther.
-    other = torch.cat([hf_logprobs(case.old, tokens, dtype="bfloat16") for tokens in SEQUENCES])
-    ours, theirs = ((of - exact).abs().mean() for of in (torch.tensor(scores), other))
-    assert 0 < ours < 1.5 * theirs
+    def expected(dtype: str) -> torch.Tensor:
+        return torch.cat([hf_logprobs(case.old, tokens, dtype=dtype) for tokens in SEQUENCES])
+
+    scores = torch.tensor(sum(case.engine.score(SEQUENCES), []))
+    check_as_exact_as_transformers(case.dtype, scores, expected)
 
 
 def test_score_equals_the_logprobs_of_generation(case):
