@@ -170,7 +170,8 @@ def add(key, layer, sample_ids, positions, hidden, scale, out, changed) -> None:
     """Sets out [n, h] = hidden + scale[row] * z, summed in fp32, rounded once to out's dtype.
 
     scale is fp32 [n], of any stride; changed, int64 [], grows by the number of elements that
-    differ from hidden after the rounding. Rows with a negative sample id are copied.
+    differ from hidden after the rounding. Rows with a negative sample id keep their values (-0
+    may become 0).
     """
     assert hidden.dtype == out.dtype and out.is_contiguous()
     n, h = hidden.shape

@@ -29,7 +29,11 @@ def main(words: list[str]) -> int:
     parts = chosen(words)
     if not parts:
         groups = ", ".join(sorted({part.group for part in PARTS.values()}))
-        print(f"error: no part is in the group or has the name {words}; groups: {groups}.")
+        named = ", ".join(words)
+        print(
+            f"error: no part is of a group, or has a name, with {named}: the groups are {groups}.",
+            file=sys.stderr,
+        )
         return 2
     for name, part in parts.items():
         print(f"{part.group}: {name}, about {part.seconds} s", flush=True)
